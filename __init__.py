@@ -1,0 +1,46 @@
+"""cmcr connects frozen contrastive models without paired data.
+
+Corpora become embedding caches, caches become a connector, the connector answers a search across modalities. The functions
+below are the whole job from Python; each command of ``cmcr`` calls one of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .cache._version import __version__
+from .cache.errors import CmcrError
+
+if TYPE_CHECKING:
+    from .cache.reader import open_cache
+
+_HOMES = {
+    "open_cache": ".cache.reader",
+    "import_npy": ".cache.importer",
+    "import_clip_retrieval": ".cache.importer",
+    "join": ".cache.join",
+    "verify": ".cache.verify",
+    "complete": ".trainer.completion",
+    "fit": ".trainer.fit",
+    "load_pairs": ".trainer.pairs",
+    "load_recipe": ".trainer.recipe",
+    "Connector": ".trainer.connector",
+    "encode": ".pipeline.encode",
+    "load_encoder": ".pipeline.encoders.registry",
+    "project": ".pipeline.project",
+    "search": ".pipeline.search",
+    "evaluate": ".pipeline.evaluate",
+    "demo": ".pipeline.demo",
+}
+
+__all__ = ["CmcrError", "__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import cmcr`` stays light."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cmcr' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home, __name__), name)

@@ -1,0 +1,1 @@
+from ...cache.errors import CmcrError as CmcrError

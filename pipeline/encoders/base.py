@@ -1,0 +1,68 @@
+"""What an encoder is: a frozen map from one modality into a space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Modality = Literal["text", "image", "audio", "pointcloud"]
+MODALITIES: tuple[Modality, ...] = ("text", "image", "audio", "pointcloud")
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One raw item of a corpus, before decoding.
+
+    Parameters
+    ----------
+    key : str
+        Depends on the corpus alone.
+    data : str or bytes
+        The caption itself for text, the encoded file (JPEG, WAV, NPY, ...) for the other modalities.
+    name : str
+        File or member name with its extension; decoders choose the format by content first, by this second.
+    caption, source, meta : optional
+        Stored beside the vector: caption text, path relative to the input, JSON-able record.
+    """
+
+    key: str
+    data: str | bytes
+    name: str = ""
+    caption: str | None = None
+    source: str | None = None
+    meta: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """The joint output of one contrastive model: ``id`` is a hash of the weights that its towers share, ``name`` is short."""
+
+    id: str
+    name: str
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """One tower: a frozen map from one modality into a space. Any object with these members is an encoder."""
+
+    name: str
+    modality: Modality
+    space: Space
+    dim: int
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides a vector: weights, preprocessing, tokenizer, random policy, dtype, versions."""
+        ...
+
+    def decode(self, item: Item) -> Any:
+        """Raw item to model input; runs in threads, outside the forward pass. Raises :class:`ItemError` for a bad item."""
+        ...
+
+    def encode(self, batch: Sequence[Any]) -> Vectors:
+        """Decoded inputs to vectors (B, D) float32, L2-normalised; B is at least one."""
+        ...
