@@ -1,5 +1,5 @@
 """The cache room: format, shard plan, writer, reader, manifest, memory bank."""
 
-from .errors import CmcrError
+from ..cache.errors import CmcrError  # reaches above the folder, so that a stray `import cache` fails at once
 
 __all__ = ["CmcrError"]
