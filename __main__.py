@@ -1,0 +1,5 @@
+"""``python -m cmcr``."""
+
+from .cli import main
+
+main()
