@@ -1,0 +1,148 @@
+"""Settings of a fit and of a completion: one set of names for the command line, the recipe and Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Precision = Literal["fp32", "bf16"]
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*$", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes meant by ``"1GB"``, ``"512 MB"`` or a plain number; decimal units."""
+    if isinstance(text, int):
+        return text
+    found = _SIZE.match(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size; write for example 512MB or 2GB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+class CompletionSettings(BaseModel):
+    """What decides the value of a completed vector, apart from the query and the bank.
+
+    Parameters
+    ----------
+    tau : float
+        Temperature τ1 of the softmax over the bank.
+    bank_rows : int, optional
+        Use a seeded sample of this many bank rows; all of them when None.
+    seed : int
+        Seed of that sample; without ``bank_rows`` it decides nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tau: float = Field(default=0.01, gt=0)
+    bank_rows: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """The settings that decide the result: no seed where nothing is drawn."""
+        fields: dict[str, Any] = {"tau": self.tau, "bank_rows": self.bank_rows, "precision": "fp32", "version": 1}
+        if self.bank_rows is not None:
+            fields["seed"] = self.seed
+        return fields
+
+
+class FitSettings(BaseModel):
+    """Everything that a fit can be told; the defaults are the paper's (Wang et al. 2023, section 4.1).
+
+    Parameters
+    ----------
+    method : str
+        Name of a method, or ``my.py:MyMethod``; a recipe must say which.
+    output : str, optional
+        Folder of the connector.
+    epochs, batch_size, lr, weight_decay
+        AdamW under a cosine schedule; a batch is ``min(batch_size, N)`` rows and the last partial one is dropped.
+    tau1, tau2, tau3 : float
+        Temperatures of completion, of the overlap loss and of the completed loss.
+    noise_variance : float
+        σ² of the perturbation in every dimension: a variance, not a standard deviation.
+    noise_norm : float, optional
+        Instead of the variance: the expected norm of the noise, so that spaces of any width get noise of one strength.
+    lambda_intra : float
+        λ, the weight of the intra term.
+    intra : str
+        ``plain`` distances or ``squared`` ones.
+    renormalise_completed : bool
+        Bring completed vectors to unit length before the noise.
+    bn_pass : str
+        ``joint``: overlap and completed rows of a space pass its projector as one batch; ``separate``: one after the other.
+    projector : str
+        ``mlp`` (Linear BN ReLU Linear BN), ``half`` (Linear BN ReLU) or ``linear``.
+    hidden, out_dim : int
+        Widths inside the projector and of the shared space.
+    seed : int
+        Seed of the first weights, the order of the rows, the noise and the bank sample.
+    device, precision : str
+        ``auto``, ``cpu`` or ``cuda``; ``bf16`` is autocast over the projectors only.
+    memory_budget : str
+        What the cached vectors may take on an accelerator; beyond it batches are gathered from the caches.
+    bank_rows : int, optional
+        Use a seeded sample of each bank.
+    min_join : float
+        Least share of the larger overlap cache that must find its key in the other.
+    completions : str, optional
+        Folder that keeps completed caches for the next fit; beside the overlap cache when not given.
+    log_every, checkpoint_every : int, optional
+        Steps between metric lines and between checkpoints; the default is about 50 lines and 20 checkpoints a fit.
+    options : mapping
+        Settings of a method that are not named above.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = Field(min_length=1)
+    output: str | None = None
+    epochs: int = Field(default=36, ge=1)
+    batch_size: int = Field(default=4096, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    tau1: float = Field(default=0.01, gt=0)
+    tau2: float = Field(default=0.01, gt=0)
+    tau3: float = Field(default=0.01, gt=0)
+    noise_variance: float = Field(default=0.004, ge=0)
+    noise_norm: float | None = Field(default=None, ge=0)
+    lambda_intra: float = Field(default=0.1, ge=0)
+    intra: Literal["plain", "squared"] = "plain"
+    renormalise_completed: bool = False
+    bn_pass: Literal["joint", "separate"] = "joint"
+    projector: Literal["mlp", "half", "linear"] = "mlp"
+    hidden: int = Field(default=1024, ge=1)
+    out_dim: int = Field(default=512, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Precision = "fp32"
+    memory_budget: str = "2GB"
+    bank_rows: int | None = Field(default=None, ge=1)
+    min_join: float = Field(default=0.99, ge=0, le=1)
+    completions: str | None = None
+    log_every: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("memory_budget", mode="before")
+    @classmethod
+    def _size_can_be_read(cls, value: str | int) -> str:
+        parse_size(value)
+        return str(value)
+
+    def completion(self) -> CompletionSettings:
+        """The part of these settings that decides a completion."""
+        return CompletionSettings(tau=self.tau1, bank_rows=self.bank_rows, seed=self.seed)
+
+    def noise_std(self, dim: int) -> float:
+        """σ in one dimension of a space of width ``dim``: E‖ε‖² = σ² dim, so a norm n gives σ = n/√dim."""
+        std: float = self.noise_variance**0.5 if self.noise_norm is None else self.noise_norm / dim**0.5
+        return std
+
+    def memory_bytes(self) -> int:
+        """``memory_budget`` in bytes."""
+        return parse_size(self.memory_budget)
