@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache._version import __version__
 from .cache.errors import CmcrError
+from .trainer.hooks import InputEncoder, register_input_encoder
 
 if TYPE_CHECKING:
     from .cache.reader import open_cache
@@ -44,3 +45,13 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(home, __name__), name)
+
+
+def _input_encoder() -> InputEncoder:
+    """What ``Connector.embed`` encodes raw inputs with; the trainer itself never imports the pipeline."""
+    from .pipeline.embed import encode_inputs
+
+    return encode_inputs
+
+
+register_input_encoder(_input_encoder)

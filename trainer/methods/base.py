@@ -65,7 +65,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def parse_options(kind: type[AnyOptions], settings: FitSettings, method: str) -> AnyOptions:
-    """The options of a method from ``settings.options``; a wrong one is a RecipeError."""
+    """The options of a method from ``settings.options``; or a RecipeError."""
     try:
         return kind.model_validate(dict(settings.options))
     except ValidationError as error:
