@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -40,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Space:
-    """The joint output of one contrastive model: ``id`` is a hash of the weights that its towers share, ``name`` is short."""
+    """The joint output of one contrastive model: ``id`` hashes the weights that its towers share, ``name`` is short."""
 
     id: str
     name: str
@@ -56,13 +58,40 @@ class Encoder(Protocol):
     dim: int
 
     def fingerprint(self) -> str:
-        """Hash of everything that decides a vector: weights, preprocessing, tokenizer, random policy, dtype, versions."""
+        """Hash of all that decides a vector: weights, preprocessing, tokenizer, random policy, dtype, versions."""
         ...
 
     def decode(self, item: Item) -> Any:
-        """Raw item to model input; runs in threads, outside the forward pass. Raises :class:`ItemError` for a bad item."""
+        """Raw item to model input; runs in threads, beside the forward pass. Raises :class:`ItemError` for a bad item."""
         ...
 
     def encode(self, batch: Sequence[Any]) -> Vectors:
         """Decoded inputs to vectors (B, D) float32, L2-normalised; B is at least one."""
         ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """An encoder that remarks on inputs that it takes all the same; optional beside :class:`Encoder`."""
+
+    def remark(self, decoded: Any) -> tuple[str, str] | None:
+        """Kind and message (``("TruncatedText", "91 tokens, 77 kept")``) for the ledger, or None; the item keeps its row."""
+        ...
+
+
+class Family(Protocol):
+    """A family of encoders: what an entry point of the group ``cmcr.encoders`` names."""
+
+    name: str
+
+    def load(
+        self, model: str, weights: str | None, *, modality: Modality, device: str, precision: str, **options: Any
+    ) -> Encoder:
+        """The tower of ``modality`` of ``family:model/weights``; raises :class:`EncoderError` where it has none."""
+        ...
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """Hash of a JSON-able record, the same on every machine; fingerprints are made of it."""
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

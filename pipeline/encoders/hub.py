@@ -1,0 +1,75 @@
+"""Network manners: know in seconds whether a download can start, and never let a hub client wait for minutes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TIMEOUT = 5.0
+
+
+def reachable(url: str, timeout: float = TIMEOUT) -> bool:
+    """Whether any answer comes from a URL's host, within ``timeout`` seconds and through the proxies that are set.
+
+    The look-up runs in a thread of its own, because resolving a name can block for longer than any socket timeout.
+    """
+    if offline_by_choice():
+        return False
+    answer: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+            answer.append(True)
+        except urllib.error.HTTPError:
+            answer.append(True)  # the host is there, whatever it thinks of HEAD
+        except (OSError, ValueError):
+            answer.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout + 1.0)
+    return bool(answer) and answer[0]
+
+
+def offline_by_choice() -> bool:
+    """Whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def endpoint() -> str:
+    """The address of the model hub, HF_ENDPOINT respected."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+@contextmanager
+def hub_offline_unless(online: bool) -> Iterator[None]:
+    """Within the block the hub client answers from its cache alone, unless ``online``: no retries, no waits."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not online
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def cached_file(repo: str, names: list[str], cache_dir: str | None = None) -> str | None:
+    """Path of the first of ``names`` that the local cache has for a repository, or None; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        path = try_to_load_from_cache(repo, name, cache_dir=cache_dir)
+        if isinstance(path, str):
+            return path
+    return None

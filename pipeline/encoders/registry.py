@@ -1,0 +1,182 @@
+"""From a name to an encoder: ``family:model/weights``, short names, entry points and ``my.py:MyEncoder``."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from ...cache.errors import EncoderError
+from .base import MODALITIES, Encoder, Family, Modality
+from .plugins import installed_families, is_file_name, load_family, load_from_file
+
+# The encoders of the paper (C-MCR, arXiv 2305.14381), with the checkpoints that its authors' repository names.
+SHORT_NAMES = {
+    "clip": "open_clip:ViT-B-32-quickgelu/openai",
+    "clap": "laion_clap:HTSAT-tiny/630k-fusion-best",
+    "ulip2": "ulip:PointBERT/pointbert_ULIP-2",
+}
+DEFAULTS: dict[Modality, str] = {"text": "clip", "image": "clip", "audio": "clap", "pointcloud": "ulip2"}
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class FamilyInfo:
+    """One line about a family: where it comes from, what it is for, and the package that it needs."""
+
+    name: str
+    what: str
+    home: str
+    needs: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the package that the family needs is here."""
+        return self.needs is None or find_spec(self.needs) is not None
+
+
+_BUILT_IN = {
+    "open_clip": FamilyInfo("open_clip", "CLIP and its kin: text, image", ".open_clip:OpenClipFamily", "open_clip"),
+    "laion_clap": FamilyInfo(
+        "laion_clap", "CLAP: audio, text (announced, not in this version)", ".announced:LAION_CLAP"
+    ),
+    "ulip": FamilyInfo("ulip", "ULIP-2: pointcloud, image, text (announced, not in this version)", ".announced:ULIP"),
+    "sandbox": FamilyInfo(
+        "sandbox", "tiny encoders of the made-up world: all four modalities", ".sandbox:SandboxFamily"
+    ),
+}
+
+
+def families() -> dict[str, FamilyInfo]:
+    """Every family by name: the built-in ones, then those of installed packages."""
+    others = {
+        name: FamilyInfo(name, "from an installed package", point.value)
+        for name, point in sorted(installed_families().items())
+        if name not in _BUILT_IN
+    }
+    return {**_BUILT_IN, **others}
+
+
+def default_encoder(modality: Modality) -> str:
+    """The full name of the encoder that a modality has when none is named."""
+    return SHORT_NAMES[DEFAULTS[_known_modality(modality)]]
+
+
+def load_encoder(
+    name: str | None = None,
+    *,
+    modality: Modality | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    **options: Any,
+) -> Encoder:
+    """Load one tower of a frozen model.
+
+    Parameters
+    ----------
+    name : str, optional
+        ``family:model/weights``, a short name (``clip``, ``clap``, ``ulip2``) or ``my.py:MyEncoder``; without one, the
+        modality's default.
+    modality : {"text", "image", "audio", "pointcloud"}, optional
+        The tower. When not said: text for families, the class's own for ``my.py:MyEncoder``.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best that is there.
+    precision : {"fp32", "bf16", "fp16"}
+        Of the forward pass; vectors are float32 in any case.
+    options
+        Settings of the family, such as ``cache_dir`` for open_clip.
+
+    Raises
+    ------
+    EncoderError
+        If the name is unknown, the family is not installed, or the encoder has no such tower.
+    MissingWeightsError
+        If the weights are not on this machine and cannot be had.
+    """
+    if precision not in PRECISIONS:
+        raise EncoderError(f"no precision is called {precision!r}", todo=f"one of: {', '.join(PRECISIONS)}")
+    if modality is not None:
+        _known_modality(modality)
+    if name is not None and is_file_name(name):
+        encoder = load_from_file(name, modality=modality, device=_device(device), precision=precision, **options)
+    else:
+        modality = modality or "text"
+        full = expand(name or DEFAULTS[modality])
+        family, model, weights = split_name(full)
+        encoder = _family(family, full).load(
+            model, weights, modality=modality, device=_device(device), precision=precision, **options
+        )
+    if modality is not None and encoder.modality != modality:
+        raise EncoderError(
+            f"{encoder.name} encodes {encoder.modality}, not {modality}",
+            todo=f"--modality {encoder.modality}, or another encoder for {modality}",
+        )
+    return encoder
+
+
+def expand(name: str) -> str:
+    """The full name behind a short one; other names are returned as they are."""
+    return SHORT_NAMES.get(name, name)
+
+
+def split_name(name: str) -> tuple[str, str, str | None]:
+    """``family:model/weights`` into its three parts; the first slash divides model and weights, which may be a path."""
+    family, colon, rest = name.partition(":")
+    if not colon or not rest:
+        raise _unknown(name)
+    model, slash, weights = rest.partition("/")
+    return family, model, weights if slash else None
+
+
+def _family(family: str, full: str) -> Family:
+    info = _BUILT_IN.get(family)
+    if info is None:
+        point = installed_families().get(family)
+        if point is None:
+            raise _unknown(full)
+        return load_family(point)
+    if not info.installed:
+        raise EncoderError(f"the family {family} needs the package {info.needs}", where=full, todo="pip install cmcr")
+    module, _, attribute = info.home.partition(":")
+    found = getattr(import_module(module, __package__), attribute)
+    return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
+
+
+def _unknown(name: str) -> EncoderError:
+    """An error that suggests the nearest name."""
+    family, colon, rest = name.partition(":")
+    known = [*families(), *SHORT_NAMES]
+    near = difflib.get_close_matches(family.lower(), known, n=1, cutoff=0.5)
+    if near and near[0] in families():
+        guess = f"did you mean {near[0]}:{rest or 'MODEL/WEIGHTS'}?"
+    elif near:
+        guess = f"did you mean {near[0]}?"
+    else:
+        guess = f"families: {', '.join(families())}; short names: {', '.join(SHORT_NAMES)}; or my.py:MyEncoder"
+    what = (
+        f"no encoder family is called {family!r}"
+        if colon
+        else f"{name!r} is not an encoder name (family:model/weights)"
+    )
+    return EncoderError(what, where=name, todo=guess)
+
+
+def _known_modality(modality: Modality) -> Modality:
+    if modality in MODALITIES:
+        return modality
+    near = difflib.get_close_matches(str(modality), MODALITIES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(MODALITIES)}"
+    raise EncoderError(f"no modality is called {modality!r}", todo=hint)
+
+
+def _device(device: str) -> str:
+    """``auto`` becomes the best device that torch has; other names pass."""
+    if device != "auto":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
