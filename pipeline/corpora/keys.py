@@ -1,0 +1,130 @@
+"""Key rules: how keys are made from names and lines, and how duplicates are found before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...cache.errors import DuplicateKeyError
+
+if TYPE_CHECKING:
+    from .base import Source
+
+_LINE = re.compile(r"(.+:)(\d{9,})", re.DOTALL)
+
+
+def stem(path: str) -> str:
+    """POSIX path without its last extension: ``a/b.en.txt`` gives ``a/b.en``, ``.hidden`` stays."""
+    head, dot, tail = path.rpartition(".")
+    return head if dot and "/" not in tail and head and not head.endswith("/") else path
+
+
+def line_key(prefix: str, number: int) -> str:
+    """Key of a line: ``captions:000000042``."""
+    return f"{prefix}{number:09d}"
+
+
+def path_text(path: str) -> str:
+    """A path as text that UTF-8 can hold: bytes that are not UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def text_path(text: str) -> str:
+    """The inverse of :func:`path_text` for a path that does not exist as it reads."""
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m.group(1), 16)]), text.encode())
+    return os.fsdecode(raw)
+
+
+def unfit(text: str) -> str | None:
+    """Why a text cannot be stored as UTF-8 in HDF5, or None."""
+    if "\0" in text:
+        return "it contains a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode (a lone surrogate)"
+    return None
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class KeyCheck:
+    """Finds keys that occur twice in one corpus, holding eight bytes a key.
+
+    Keys made by rule (lines, tar samples) are covered by their prefix; explicit ones (paths, columns) by hashes, and
+    sources are scanned again only to name the two places of a duplicate.
+    """
+
+    def __init__(self) -> None:
+        self._prefixes: dict[str, Source] = {}
+        self._hashes: dict[int, array[int]] = {}
+        self._sources: list[Source] = []
+        self._suspects: list[tuple[str, Source, Source]] = []
+
+    def enter(self, source: Source) -> None:
+        """Make a source known, before any key is added."""
+        self._sources.append(source)
+        self._hashes[id(source)] = array("Q")
+        if source.prefix is None:
+            return
+        other = self._prefixes.setdefault(source.prefix, source)
+        if other is not source:
+            raise DuplicateKeyError(
+                f"two inputs give keys that begin with {source.prefix!r}",
+                where=f"{other.place} and {source.place}",
+                todo="give the folder that holds both, so that keys carry their paths, or rename one",
+            )
+
+    def add(self, source: Source, key: str) -> None:
+        """Take in one explicit key."""
+        self._hashes[id(source)].append(_hash(key))
+        if self._prefixes:
+            for prefix in _prefixes_of(key):
+                owner = self._prefixes.get(prefix)
+                if owner is not None and owner is not source:
+                    self._suspects.append((key, source, owner))
+
+    def finish(self) -> None:
+        """Raise DuplicateKeyError naming both places if any key occurs twice."""
+        for key, source, owner in self._suspects:
+            if owner.holds(key):
+                raise _duplicate(key, str(source.place), str(owner.place))
+        filled = [np.frombuffer(hashes, dtype=np.uint64) for hashes in self._hashes.values() if len(hashes)]
+        if not filled:
+            return
+        ordered = np.sort(np.concatenate(filled))
+        repeated = {int(h) for h in ordered[1:][ordered[1:] == ordered[:-1]]}
+        if not repeated:
+            return
+        seen: dict[str, str] = {}
+        for source in self._sources:
+            for key, place in source.explicit_keys():
+                if _hash(key) in repeated:
+                    if key in seen:
+                        raise _duplicate(key, seen[key], place)
+                    seen[key] = place
+
+
+def _prefixes_of(key: str) -> Iterator[str]:
+    if match := _LINE.fullmatch(key):
+        yield match.group(1)
+    cut = key.find("/")
+    while cut >= 0:
+        yield key[: cut + 1]
+        cut = key.find("/", cut + 1)
+
+
+def _duplicate(key: str, first: str, second: str) -> DuplicateKeyError:
+    return DuplicateKeyError(
+        f"two items have the key {key!r}",
+        where=f"{first} and {second}",
+        todo="keys must be unique in a corpus: rename one, leave one out, or give the folder above both",
+    )
