@@ -1,0 +1,202 @@
+"""The losses of C-MCR on projected rows, with logits in chunks.
+
+Sources are numbered as in Wang et al., "Connecting Multi-modal Contrastive Representations", NeurIPS 2023 (arXiv 2305.14381).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB of float32, so the passes over them stay near the caches
+KEPT_ELEMENTS = 1 << 25  # logits kept for the backward pass: 128 MB of float32; beyond it they are computed twice
+
+
+@dataclass(frozen=True)
+class _Exponentials:
+    """Σ exp(logit − shift) over rows and over columns, and the exponentials themselves where they are kept."""
+
+    shift: float
+    row_sum: Tensor  # (B,)
+    column_sum: Tensor  # (B,)
+    kept: Tensor | None  # (B, B)
+
+    def trustworthy(self) -> bool:
+        """Whether nothing overflowed and what underflowed is below the rounding of every sum."""
+        info = torch.finfo(self.row_sum.dtype)
+        least = torch.minimum(self.row_sum.min(), self.column_sum.min())
+        most = torch.maximum(self.row_sum.max(), self.column_sum.max())
+        return bool((least >= info.tiny * len(self.row_sum) / info.eps) & (most <= info.max))
+
+
+def _exponentials(a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool) -> _Exponentials:
+    """One exponential per logit serves both directions: all share one shift, placed as high as the sums stay finite."""
+    size = len(a)
+    bound = float(a.norm(dim=1).max() * b.norm(dim=1).max()) / tau  # no logit is larger (Cauchy and Schwarz)
+    shift = bound - (math.log(torch.finfo(a.dtype).max) - math.log(size) - 1.0)
+    row_sum, column_sum = a.new_empty(size), a.new_zeros(size)
+    kept = a.new_empty((size, size)) if keep else None
+    for start in range(0, size, chunk):
+        rows = slice(start, min(start + chunk, size))
+        logits = torch.matmul(a[rows] / tau, b.T, out=None if kept is None else kept[rows])  # (chunk, B)
+        logits.sub_(shift).exp_()
+        row_sum[rows] = logits.sum(dim=1)
+        column_sum.add_(logits.sum(dim=0))
+    return _Exponentials(shift, row_sum, column_sum, kept)
+
+
+def _log_sums(a: Tensor, b: Tensor, tau: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """log Σ exp(logit) over rows and columns by running maxima, for logits whose spread one shift cannot hold."""
+    row_lse = a.new_empty(len(a))
+    column_max, column_sum = a.new_full((len(b),), float("-inf")), a.new_zeros(len(b))
+    for start in range(0, len(a), chunk):
+        logits = torch.matmul(a[start : start + chunk] / tau, b.T)  # (chunk, B)
+        row_lse[start : start + chunk] = torch.logsumexp(logits, dim=1)
+        new_max = torch.maximum(column_max, logits.amax(dim=0))
+        column_sum.mul_(torch.exp(column_max - new_max)).add_(torch.exp(logits - new_max).sum(dim=0))
+        column_max = new_max
+    return row_lse, column_max + column_sum.log()
+
+
+class _SymmetricInfoNCE(torch.autograd.Function):
+    """Symmetric InfoNCE whose working memory is a chunk of logits; (B, D), (B, D) -> scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool) -> Tensor:
+        sums = _exponentials(a, b, tau, chunk, keep)
+        ctx.shift = sums.shift if sums.trustworthy() else None
+        if ctx.shift is None:
+            row_lse, column_lse = _log_sums(a, b, tau, chunk)
+            ctx.save_for_backward(a, b, row_lse, column_lse)
+        else:
+            row_lse, column_lse = sums.row_sum.log() + ctx.shift, sums.column_sum.log() + ctx.shift
+            kept = [] if sums.kept is None else [sums.kept]
+            ctx.save_for_backward(a, b, sums.row_sum.reciprocal(), sums.column_sum.reciprocal(), *kept)
+        ctx.tau, ctx.chunk = tau, chunk
+        diagonal = (a * b).sum(dim=1) / tau
+        # equations 6 and 7: −½ mean_i [log softmax_j(a_i·b_j/τ)_i + log softmax_j(b_i·a_j/τ)_i]
+        return 0.5 * ((row_lse - diagonal).mean() + (column_lse - diagonal).mean())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors[:2]
+        size, tau = len(a), ctx.tau
+        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
+        for start in range(0, size, ctx.chunk):
+            rows = slice(start, min(start + ctx.chunk, size))
+            weights = _softmax_sum(ctx, rows)  # (chunk, B)
+            weights.diagonal(offset=start).sub_(2.0)
+            torch.matmul(weights, b, out=grad_a[rows])
+            grad_b.addmm_(weights.T, a[rows])
+        scale = grads[0] * (0.5 / (size * tau))  # the mean over rows, the half, and d logits / d(a·b)
+        return grad_a.mul_(scale), grad_b.mul_(scale), None, None, None
+
+
+def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
+    """softmax over j plus softmax over i of the logits of some rows (chunk, B), which are one exponential times two scales."""
+    a, b, row, column, *kept = ctx.saved_tensors
+    if kept:
+        return (row[rows, None] + column).mul_(kept[0][rows])
+    logits = torch.matmul(a[rows] / ctx.tau, b.T)
+    if ctx.shift is not None:
+        return logits.sub_(ctx.shift).exp_().mul_(row[rows, None] + column)
+    return torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
+
+
+def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> Tensor:
+    """Symmetric InfoNCE between row-aligned unit rows (equations 6 and 7).
+
+    Parameters
+    ----------
+    a, b : tensors (B, D)
+        Row i of each is a pair; the other rows are its negatives. Half-precision input is raised to float32 first.
+    tau : float
+        Temperature.
+    chunk : int, optional
+        Rows whose logits are held at a time; chosen from the size when not given. Memory is O(chunk · B) where the logits
+        of the whole batch exceed 128 MB of float32.
+
+    Returns
+    -------
+    scalar tensor
+        In natural logarithms.
+    """
+    a, b = _at_least_float32(a), _at_least_float32(b)
+    size = len(a)
+    whole = size * size <= KEPT_ELEMENTS and chunk is None
+    rows = max(1, CHUNK_ELEMENTS // size) if chunk is None else chunk
+    loss: Tensor = _SymmetricInfoNCE.apply(a, b, tau, rows, whole)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> Tensor:
+    """Mean distance between the overlap row and the completed row of one space (equation 9: attraction, no repulsion).
+
+    Parameters
+    ----------
+    t, x : tensors (B, D)
+        Projected unit rows.
+    kind : str
+        ``plain`` for mean_i ‖t_i − x_i‖, ``squared`` for mean_i ‖t_i − x_i‖².
+    """
+    squares = (_at_least_float32(t) - _at_least_float32(x)).square().sum(dim=1)  # (B,)
+    if kind == "squared":
+        return squares.mean()
+    # The distance has no gradient at 0; the least normal number keeps it finite there and changes no other value.
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt().mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Temperatures and weights of the total: τ2, τ3, λ and the form of the intra term."""
+
+    tau2: float = 0.01
+    tau3: float = 0.01
+    lambda_intra: float = 0.1
+    intra: Literal["plain", "squared"] = "plain"
+
+
+def cmcr_loss(
+    overlap: tuple[Tensor, Tensor],
+    completed: tuple[Tensor | None, Tensor | None],
+    weights: LossWeights = LossWeights(),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss of C-MCR on projected rows, which are normalised here (equation 10: L = L_o + L_c + λ L_a).
+
+    Parameters
+    ----------
+    overlap : two tensors (B, D)
+        f_s(t_s) of both spaces.
+    completed : two tensors (B, D), or None
+        f_s(x_s). In a space without a bank the overlap rows stand in for it in L_c, and its half of L_a is left out; with no
+        bank at all L = L_o.
+    weights : LossWeights
+
+    Returns
+    -------
+    (scalar tensor, dict of scalar tensors)
+        The total and its parts ``overlap``, ``completed``, ``intra``.
+    """
+    t1, t2 = (_unit(rows) for rows in overlap)
+    total = info_nce(t1, t2, weights.tau2)  # L_o, equation 6
+    parts = {"overlap": total}
+    if completed[0] is None and completed[1] is None:
+        return total, parts
+    x1, x2 = (t if x is None else _unit(x) for t, x in zip((t1, t2), completed, strict=True))
+    parts["completed"] = info_nce(x1, x2, weights.tau3)  # L_c, equation 7
+    attractions = [intra(t, x, weights.intra) for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True) if given is not None]
+    parts["intra"] = 0.5 * torch.stack(attractions).sum()  # L_a, equation 9
+    return total + parts["completed"] + weights.lambda_intra * parts["intra"], parts
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(_at_least_float32(rows), dim=1)
+
+
+def _at_least_float32(rows: Tensor) -> Tensor:
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows

@@ -1,0 +1,111 @@
+"""Counter-based noise: the perturbation of a row is a function of (seed, step, row, stream, dimension) alone.
+
+Neither the batch that a row is in, nor the rank that holds it, nor the number of batches drawn before it changes its noise, so
+a resumed fit and a fit on more processes see the same perturbations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+# Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3 and table 2.
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_MASK = 0xFFFFFFFF
+_CHUNK = 1 << 15  # counters worked on at a time: a dozen int64 temporaries of it stay in the cache of one core
+
+
+def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Philox4x32-10 on tensors.
+
+    Parameters
+    ----------
+    counter : four int64 tensors of one shape
+        The words of the counter, each in [0, 2³²).
+    key : (int, int)
+        The words of the key.
+
+    Returns
+    -------
+    four int64 tensors of that shape
+        Uniform 32-bit words in [0, 2³²).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The product of two 32-bit words wraps in int64; its bits are right, and the mask undoes the sign of the shift.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0 = (p0 >> 32).bitwise_and_(_MASK)
+        high1 = (p1 >> 32).bitwise_and_(_MASK)
+        c0 = high1.bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = high0.bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def normal_rows(rows: torch.Tensor, dim: int, *, seed: int, step: int, stream: int = 0) -> torch.Tensor:
+    """Standard normal noise of some rows.
+
+    Parameters
+    ----------
+    rows : int64 tensor (B,)
+        Global numbers of the rows, below 2⁵⁶.
+    dim : int
+        Width of a row.
+    seed, step, stream : int
+        Seed of the fit (below 2⁶⁴), number of the step (below 2³²), which of the perturbed inputs (below 256).
+
+    Returns
+    -------
+    float32 tensor (B, dim)
+        On the device of ``rows``; a row depends on its own number only.
+    """
+    words = -(-dim // 4)  # one counter gives four normals
+    noise = torch.empty((len(rows), words, 4), dtype=torch.float32, device=rows.device)
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    word = torch.arange(words, dtype=torch.int64, device=rows.device)
+    per_chunk = max(1, _CHUNK // words)
+    for start in range(0, len(rows), per_chunk):
+        part = rows[start : start + per_chunk, None]
+        shape = (len(part), words)
+        counter = (
+            word.expand(shape),
+            (part & _MASK).expand(shape),
+            torch.full(shape, step & _MASK, dtype=torch.int64, device=rows.device),
+            ((part >> 32 << 8) + stream).expand(shape),
+        )
+        _box_muller(philox4x32(counter, key), noise[start : start + per_chunk])
+    flat = noise.view(len(rows), 4 * words)  # (B, 4 words)
+    return flat if dim == 4 * words else flat[:, :dim].contiguous()
+
+
+def _box_muller(words: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+    """Box and Muller 1958: from two uniforms u, v the normals √(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv, twice, into out (b, w, 4)."""
+    for first, (u, v) in enumerate(((words[0], words[1]), (words[2], words[3]))):
+        # u in (0, 1]: half a unit above the lattice, so that the logarithm is finite
+        radius = u.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
+        angle = v.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
+        torch.mul(radius, angle.cos(), out=out[..., 2 * first])
+        torch.mul(radius, angle.sin_(), out=out[..., 2 * first + 1])
+
+
+def perturb(rows: torch.Tensor, vectors: torch.Tensor, std: float, *, seed: int, step: int, stream: int) -> torch.Tensor:
+    """Perturbed unit rows z~ = normalize(z + ε), ε ~ N(0, σ² I) (Wang et al. 2023, equation 4).
+
+    Parameters
+    ----------
+    rows : int64 tensor (B,)
+        Global numbers of the rows.
+    vectors : tensor (B, D)
+        The rows z; not changed.
+    std : float
+        σ; at 0 the rows are only normalised.
+    """
+    if std > 0:
+        noise = normal_rows(rows, vectors.shape[1], seed=seed, step=step, stream=stream)
+        vectors = noise.to(vectors.dtype).mul_(std).add_(vectors)  # z + ε
+    return torch.nn.functional.normalize(vectors, dim=1)

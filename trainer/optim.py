@@ -1,0 +1,33 @@
+"""The optimiser and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); matrices decay, biases and the scales of batch norms do not."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
+
+
+def cosine_lr(peak: float, step: int, steps: int) -> float:
+    """Learning rate of a step: peak · ½(1 + cos(π step/steps)) (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5)."""
+    return peak * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Use this learning rate for all parameters from now on."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(model: nn.Module) -> torch.Tensor:
+    """Euclidean norm over all gradients, a scalar tensor."""
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
