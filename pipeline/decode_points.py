@@ -1,10 +1,11 @@
-"""Point clouds from ``.npy`` and ``.npz``: (N, 3) xyz or (N, 6) xyz and rgb. Pickles are never opened unless asked for."""
+"""Point clouds from ``.npy`` and ``.npz``: (N, 3) xyz or (N, 6) xyz and rgb. No pickles unless they are asked for."""
 
 from __future__ import annotations
 
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,18 @@ from ..cache.errors import ItemError
 MAX_BYTES = 1 << 30
 _ARRAY_NAMES = ("points", "xyz", "pos", "arr_0")
 _NPY_MAGIC = b"\x93NUMPY"
+_DAMAGE = (
+    ValueError,
+    ArithmeticError,
+    EOFError,
+    OSError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _MESHES = ("ply", "obj", "off")
 
 
@@ -29,7 +42,7 @@ def decode_points(data: bytes, name: str = "", *, allow_pickle: bool = False) ->
     name : str
         For messages, and to recognise mesh files.
     allow_pickle : bool
-        Open a pickled dict that holds ``xyz`` (and ``rgb``). Unpickling runs code of the file: only for files that you made.
+        Open a pickled dict that holds ``xyz`` (and ``rgb``). Unpickling can run code: only for files that you made.
 
     Returns
     -------
@@ -52,16 +65,7 @@ def decode_points(data: bytes, name: str = "", *, allow_pickle: bool = False) ->
         )
     try:
         array = _load(data, name, allow_pickle)
-    except (
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        SyntaxError,
-        TypeError,
-        zipfile.BadZipFile,
-        OverflowError,
-    ) as error:
+    except _DAMAGE as error:
         raise ItemError(f"the point cloud cannot be decoded: {error}", where=name) from error
     except MemoryError as error:
         raise ItemError("the point cloud does not fit into memory", where=name) from error
@@ -95,7 +99,7 @@ def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
             raise ItemError(
                 "the file holds pickled Python objects, which can run code when they are opened",
                 where=name,
-                todo="save the array itself with numpy.save(..., allow_pickle=False), or allow pickles for files that you made",
+                todo="save the bare array with numpy.save, or set allow_pickle=True for files that you made",
             )
         return _unpickled(data)
     promised = math.prod(shape) * dtype.itemsize
@@ -107,7 +111,10 @@ def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
 
 def _unpickled(data: bytes) -> Any:
     """xyz, with rgb if there is one, of the pickled dict that the official assets use."""
-    content = np.load(io.BytesIO(data), allow_pickle=True)  # noqa: S301 - asked for by the caller
+    try:
+        content = np.load(io.BytesIO(data), allow_pickle=True)
+    except Exception as error:  # a pickle may raise anything
+        raise ValueError(f"the pickle does not open: {error}") from error
     record = content.item() if content.ndim == 0 else content
     if not isinstance(record, Mapping):
         return np.asarray(record, dtype=np.float64)
