@@ -6,7 +6,7 @@ A plan depends on the inputs and the shard size alone, so two encoders over one 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 PieceKind = Literal["lines", "rows", "files", "tar", "shard"]
@@ -52,7 +52,8 @@ class Piece:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Piece:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; fields that this release does not know are ignored."""
+        record = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         files = tuple((str(path), int(size)) for path, size in record.get("files", ()))
         return cls(**{**record, "files": files})
 

@@ -1,0 +1,102 @@
+"""Taking shards back, and removing what a committed marker no longer names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from . import fsio
+from . import manifest as manifests
+from . import marker as markers
+from .errors import CacheError
+from .marker import DoneMarker
+
+FOLDERS = ("shards", "errors", "runs", "index")
+
+
+def refuse_foreign_folder(path: Path) -> None:
+    """Refuse a file, and a folder that holds something else than a cache.
+
+    Raises
+    ------
+    CacheError
+    """
+    todo = "choose another --output"
+    if path.exists() and not path.is_dir():
+        raise CacheError("A file stands where the cache folder should be.", where=str(path), todo=todo)
+    manifest = path / manifests.MANIFEST_NAME
+    if manifest.exists():
+        try:
+            record = json.loads(manifest.read_bytes())
+        except ValueError:
+            return  # a damaged manifest; read_manifest or --overwrite deals with it
+        if not isinstance(record, dict) or record.get("format") != manifests.FORMAT:
+            raise CacheError("cache.json there is not of this format.", where=str(path), todo=todo)
+    elif path.is_dir():
+        with os.scandir(path) as entries:
+            others = sorted(e.name for e in entries if e.name not in FOLDERS and not fsio.is_temporary(e.name))
+        if others:
+            raise CacheError(f"The folder holds {', '.join(others[:3])} and is no cache.", where=str(path), todo=todo)
+
+
+def sweep(path: Path) -> None:
+    """Remove temporary files of dead processes of this machine, in every folder of the cache."""
+    for folder in (path, path / "shards", path / "errors", path / "index"):
+        fsio.sweep(folder)
+
+
+def drop(path: Path, done: DoneMarker) -> None:
+    """Take a shard back: its marker stays as ``dropped``, so that the next write is a new generation."""
+    file = path / "shards" / markers.marker_name(done.shard)
+    fsio.write_atomic(file, replace(done, state="dropped").to_bytes(), durable=False)
+
+
+def remove_generation(path: Path, old: DoneMarker) -> None:
+    """Remove the data file and the ledger of one generation of a shard."""
+    fsio.remove(path / "shards" / old.file)
+    fsio.remove(path / "errors" / markers.ledger_name(old.shard, old.generation))
+
+
+def take_back_everything(path: Path) -> None:
+    """Overwrite: drop every shard, remove its files, then the plan, last generation first."""
+    taken = []
+    for file in markers.list_markers(path / "shards").values():
+        try:
+            found = markers.read_marker(file)
+        except CacheError:
+            continue  # the rewrite of a shard whose marker is damaged finds a free generation by itself
+        if found.state == "done":
+            drop(path, found)
+            taken.append(found)
+    if taken:
+        fsio.sync_folder(path / "shards")
+    for found in taken:
+        remove_generation(path, found)
+    for plan in reversed(manifests.list_plans(path)):
+        fsio.remove(plan)
+
+
+def remove_superseded(path: Path) -> None:
+    """Remove files of generations before the committed ones, left by a process that died after a commit; one listing."""
+    found: list[tuple[Path, int, int]] = []
+    for folder, pattern in (("shards", markers.DATA_NAME), ("errors", markers.LEDGER_NAME)):
+        with os.scandir(path / folder) as entries:
+            matches = [match for entry in entries if (match := pattern.match(entry.name))]
+        found += [(path / folder / match[0], int(match[1]), int(match[2] or 0)) for match in matches]
+    latest: dict[int, int] = {}
+    for _, shard, generation in found:
+        latest[shard] = max(generation, latest.get(shard, 0))
+    for file, shard, generation in found:
+        if generation < latest[shard]:
+            marker = markers.find_marker(path, shard)
+            if marker is not None and marker.state == "done" and generation < marker.generation:
+                fsio.remove(file)
+
+
+def free_generation(path: Path, shard: int) -> int:
+    """One more than any generation of which a data file is there, for a shard whose marker is damaged."""
+    with os.scandir(path / "shards") as entries:
+        matches = [match for entry in entries if (match := markers.DATA_NAME.match(entry.name))]
+    return 1 + max((int(match[2]) for match in matches if int(match[1]) == shard), default=0)

@@ -1,0 +1,70 @@
+"""Key rules: a key depends on the corpus alone, never on encoder, batch, shard size or absolute path."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from .errors import ItemError
+
+MAX_KEY_BYTES = 1024
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if a cache can hold it.
+
+    Raises
+    ------
+    ItemError
+        Empty, longer than :data:`MAX_KEY_BYTES` bytes of UTF-8, not valid Unicode, or with a NUL or a line break in it.
+    """
+    if not isinstance(key, str) or not key:
+        raise ItemError("A key must be a non-empty text.", where=repr(key)[:80])
+    try:
+        size = len(key.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise ItemError("A key must be valid Unicode.", where=ascii(key)[:80], todo="rename the item") from None
+    if size > MAX_KEY_BYTES:
+        raise ItemError(
+            f"A key has at most {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}.", where=key[:60] + "..."
+        )
+    if any(mark in key for mark in "\0\n\r"):
+        raise ItemError("A key holds no NUL and no line break.", where=ascii(key)[:80], todo="rename the item")
+    return key
+
+
+def row_key(row: int) -> str:
+    """Key of a row that has only its number (0-based): nine digits."""
+    return check_key(f"{row:09d}")
+
+
+def text_line_key(stem: str, line: int) -> str:
+    """Key of a line of a text file: ``<relative stem>:<9-digit line>``; lines count from 1, blank ones included."""
+    return check_key(f"{stem}:{line:09d}")
+
+
+def file_key(relative_path: str | PurePosixPath) -> str:
+    """Key of a file of a folder: its POSIX path relative to the root that was given, without the last extension."""
+    path = PurePosixPath(relative_path)
+    return check_key(str(path.with_suffix("")))
+
+
+def tar_key(stem: str, key: str) -> str:
+    """Key of a sample of a tar: ``<tar stem>/<__key__>``."""
+    return check_key(f"{stem}/{key}")
+
+
+def caption_key(key: str, number: int) -> str:
+    """Key of one of several captions of an item: ``key#0``, ``key#1``, ..."""
+    return check_key(f"{key}#{number}")
+
+
+def table_key(stem: str, line: int, value: object | None) -> str:
+    """Key of a row of a JSONL, CSV or parquet file: the value of its key column, else the line as in :func:`text_line_key`.
+
+    Integral numbers are written without a fraction, so that ``7`` of a CSV and ``7`` of a parquet file are one key.
+    """
+    if value is None or value == "":
+        return text_line_key(stem, line)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return check_key(str(value))

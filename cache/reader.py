@@ -1,0 +1,300 @@
+"""Reading a cache: rows in shard order through memory maps, with bounded resident memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import ledger
+from . import manifest as manifests
+from . import marker as markers
+from .errors import CacheError
+from .ledger import Failure
+from .mapped import Indices, MappedFile, OpenFiles
+from .marker import DoneMarker
+from .vectors import Float32, Stored, normalize_rows, to_float32
+
+if TYPE_CHECKING:
+    from .keyindex import KeyIndex
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a cache for reading, as it is now: shards committed later need another call.
+
+    Raises
+    ------
+    CacheError
+        No cache there, an unknown version, or a damaged manifest or marker.
+    """
+    return Cache(Path(path))
+
+
+class Cache:
+    """The rows of a cache, in shard order, then row order. Only shards with a done marker count.
+
+    Files are mapped when first needed. No HDF5 handle outlives a call, so a cache may be used after a fork.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = manifests.read_manifest(path)
+        found = map(markers.read_marker, markers.list_markers(path / "shards").values())
+        self.shards: tuple[DoneMarker, ...] = tuple(m for m in found if m.state == "done")
+        for m in self.shards:
+            if (m.dim, m.dtype) != (self.manifest.dim, self.manifest.dtype):
+                raise CacheError(
+                    f"Shard {m.shard} holds {m.dtype} of dim {m.dim}, the cache {self.manifest.dtype} of dim {self.dim}.",
+                    where=str(path),
+                    todo=markers.TODO,
+                )
+        self.starts: Indices = np.cumsum([0, *(m.ok for m in self.shards)], dtype=np.int64)  # (S + 1,)
+        self._files = OpenFiles()
+        self._index: KeyIndex | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Path], Cache], tuple[Path]]:
+        return Cache, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r}: {len(self)} x {self.dim} {self.dtype}, {self.modality} in {self.manifest.space_name})"
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.manifest.dim
+
+    @property
+    def dtype(self) -> str:
+        """Stored type, ``float16`` or ``float32``; reading gives float32."""
+        return self.manifest.dtype
+
+    @property
+    def modality(self) -> str:
+        """Modality of the rows."""
+        return self.manifest.modality
+
+    def content_id(self) -> str:
+        """Identity of the content: a hash over the manifest and every shard's number, checksum and row count."""
+        digest = hashlib.blake2b(self.manifest.to_bytes(), digest_size=16)
+        for m in self.shards:
+            digest.update(f"{m.shard} {m.crc32} {m.ok}\n".encode())
+        return digest.hexdigest()
+
+    def failures(self) -> Iterator[Failure]:
+        """Lines of the error ledgers that the markers name, in shard order."""
+        for m in self.shards:
+            if m.ledger is not None:
+                yield from ledger.read(self.path / "errors" / m.ledger)
+
+    def _file(self, shard: int) -> MappedFile:
+        m = self.shards[shard]
+        return self._files.get(shard, lambda: MappedFile(self.path / "shards" / m.file, m.bytes))
+
+    def _embedding(self, shard: int) -> tuple[MappedFile, Stored]:
+        """File and (N, D) view of one shard that is not empty."""
+        m, file = self.shards[shard], self._file(shard)
+        return file, file.view(m.embedding_offset or 0, m.ok, m.dim, m.stored_dtype)
+
+    def _key_column(self, shard: int) -> tuple[MappedFile, npt.NDArray[np.bytes_]]:
+        """File and (N,) view of the keys of one shard that is not empty."""
+        m, file = self.shards[shard], self._file(shard)
+        return file, file.view(m.key_offset or 0, m.ok, 1, np.dtype(f"S{m.key_length}"))[:, 0]
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, first row, last row + 1) of every stretch of the global rows ``start`` to ``stop``."""
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            base, end = int(self.starts[shard]), int(self.starts[shard + 1])
+            if start < end:
+                yield shard, start - base, min(stop, end) - base
+                start = min(stop, end)
+            shard += 1
+
+    def read_stored(self, start: int, stop: int, out: Stored) -> Stored:
+        """Copy the global rows ``start`` to ``stop`` as they are stored into ``out`` (stop - start, D)."""
+        return self._read(start, stop, out, np.copyto)
+
+    def read(self, start: int, stop: int, *, normalize: bool = True) -> Float32:
+        """The global rows ``start`` to ``stop``: (stop - start, D) float32, unit rows if ``normalize``."""
+        out = np.empty((stop - start, self.dim), np.float32)
+        self._read(start, stop, out, lambda target, stored: to_float32(stored, target))
+        if normalize:
+            normalize_rows(out)
+        return out
+
+    def _read(self, start: int, stop: int, out: Stored, copy: Callable[[Any, Stored], None]) -> Stored:
+        at = 0
+        for shard, first, last in self._runs(start, stop):
+            file, stored = self._embedding(shard)
+            for low, high in file.spans(self.shards[shard].row_bytes, first, last):
+                copy(out[at : at + high - low], stored[low:high])
+                at += high - low
+        return out
+
+    def batches(self, size: int = 8192, *, normalize: bool = True) -> Iterator[tuple[list[str], Float32]]:
+        """All rows in order: keys and vectors (B, D) float32, B = ``size`` except at the end, whatever the shards.
+
+        Parameters
+        ----------
+        size : int
+            Rows a batch.
+        normalize : bool
+            Unit rows.
+        """
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield self.key_range(start, stop), self.read(start, stop, normalize=normalize)
+
+    def rows(self, indices: npt.ArrayLike, *, normalize: bool = True) -> Float32:
+        """Rows by global index, in the order asked for, repeats allowed: (B, D) float32.
+
+        Raises
+        ------
+        IndexError
+            An index outside 0 to ``len(self) - 1``.
+        """
+        wanted = self._checked(indices)
+        out = np.empty((len(wanted), self.dim), np.float32)
+        for shard, places, rows in self._by_shard(wanted):
+            file, stored = self._embedding(shard)
+            for span in file.sorted_spans(self.shards[shard].row_bytes, rows):
+                block = stored[rows[span]]  # (b, D)
+                wide = np.empty(block.shape, np.float32)
+                to_float32(block, wide)
+                out[places[span]] = wide
+        if normalize:
+            normalize_rows(out)
+        return out
+
+    def gather(self, keys: Sequence[str], *, normalize: bool = True) -> Float32:
+        """Rows by key, in the order asked for: (B, D) float32.
+
+        Raises
+        ------
+        CacheError
+            A key that the cache does not have; shows up to three.
+        """
+        found = self.index_of(keys)
+        if (found < 0).any():
+            missing = [keys[int(i)] for i in np.flatnonzero(found < 0)]
+            raise CacheError(f"{len(missing)} of {len(keys)} keys are not here: {missing[:3]}.", where=str(self.path))
+        return self.rows(found, normalize=normalize)
+
+    def index_of(self, keys: Sequence[str]) -> Indices:
+        """Global row of each key: (B,) int64, -1 where the cache does not have it.
+
+        Raises
+        ------
+        DuplicateKeyError
+            Two rows of the cache share a key.
+        """
+        if self._index is None:
+            from .keyindex import open_index
+
+            self._index = open_index(self)
+        return self._index.find(keys)
+
+    def _checked(self, indices: npt.ArrayLike) -> Indices:
+        wanted = np.atleast_1d(np.asarray(indices))
+        if wanted.size and (wanted.dtype.kind not in "iu" or wanted.ndim != 1):
+            raise IndexError(f"rows are asked for by a list of integers, not {wanted.dtype} {wanted.shape}")
+        wanted = wanted.astype(np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked for; {self.path} has {len(self)} rows")
+        return wanted
+
+    def _by_shard(self, wanted: Indices) -> Iterator[tuple[int, Indices, Indices]]:
+        """(shard, places in ``wanted``, ascending rows within the shard) for each shard that is touched."""
+        order = np.argsort(wanted, kind="stable")
+        ascending = wanted[order]
+        shards = np.searchsorted(self.starts, ascending, side="right") - 1
+        cuts = np.flatnonzero(np.diff(shards)) + 1
+        for low, high in itertools.pairwise([0, *cuts.tolist(), len(order)]):
+            if low < high:
+                shard = int(shards[low])
+                yield shard, order[low:high], ascending[low:high] - self.starts[shard]
+
+    def key_range(self, start: int, stop: int) -> list[str]:
+        """Keys of the global rows ``start`` to ``stop``."""
+        keys: list[str] = []
+        for raw in self.raw_keys(start, stop):
+            keys += [key.decode("utf-8") for key in raw.tolist()]
+        return keys
+
+    def raw_keys(self, start: int, stop: int) -> Iterator[npt.NDArray[np.bytes_]]:
+        """Keys of the global rows ``start`` to ``stop`` as NUL-padded UTF-8, a copied array for each stretch of a shard."""
+        for shard, first, last in self._runs(start, stop):
+            file, column = self._key_column(shard)
+            for low, high in file.spans(self.shards[shard].key_length, first, last):
+                yield column[low:high].copy()
+
+    def raw_keys_at(self, indices: Indices) -> npt.NDArray[np.bytes_]:
+        """Keys by global index as NUL-padded UTF-8: (B,) of the longest key's length."""
+        wanted = self._checked(indices)
+        width = max((m.key_length for m in self.shards), default=1)
+        out = np.zeros(len(wanted), f"S{width}")
+        for shard, places, rows in self._by_shard(wanted):
+            file, column = self._key_column(shard)
+            for span in file.sorted_spans(self.shards[shard].key_length, rows):
+                out[places[span]] = column[rows[span]]
+        return out
+
+    def keys(self, indices: npt.ArrayLike | None = None) -> list[str]:
+        """Keys by global index, or all of them in order."""
+        if indices is None:
+            return self.key_range(0, len(self))
+        return [key.decode("utf-8") for key in self.raw_keys_at(self._checked(indices)).tolist()]
+
+    def has_column(self, name: str) -> bool:
+        """Whether any shard has this text column: ``caption``, ``source`` or ``meta``."""
+        return any(name in m.columns for m in self.shards)
+
+    def _texts(self, name: str, indices: npt.ArrayLike) -> list[str | None]:
+        from .shard import read_texts
+
+        wanted = self._checked(indices)
+        out: list[str | None] = [None] * len(wanted)
+        for shard, places, rows in self._by_shard(wanted):
+            m = self.shards[shard]
+            if name in m.columns:
+                self._file(shard)  # the size check
+                values = read_texts(self.path / "shards" / m.file, name, rows)
+                for place, value in zip(places.tolist(), values, strict=True):
+                    out[place] = value
+        return out
+
+    def captions(self, indices: npt.ArrayLike) -> list[str | None]:
+        """Captions by global index; None where there is none."""
+        return self._texts("caption", indices)
+
+    def sources(self, indices: npt.ArrayLike) -> list[str | None]:
+        """Paths relative to the input by global index; None where there is none."""
+        return self._texts("source", indices)
+
+    def meta(self, indices: npt.ArrayLike) -> list[dict[str, Any] | None]:
+        """Records by global index; None where there is none."""
+        return [json.loads(text) if text else None for text in self._texts("meta", indices)]
+
+    def source_path(self, index: int) -> Path | None:
+        """The original file of a row, looked for under the input roots of the newest run first; None if it is not there."""
+        from .runs import find_source
+
+        source = self.sources([index])[0]
+        return find_source(self.path, source) if source else None
+
+
+def unite_fingerprints(caches: Iterable[Cache]) -> str:
+    """One hash over the content of several caches, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for cache in caches:
+        digest.update(cache.content_id().encode() + b"\n")
+    return digest.hexdigest()
