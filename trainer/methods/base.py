@@ -14,6 +14,10 @@ from ...cache.errors import FitError, RecipeError
 from ..projectors import Projector
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ..checkpoint import Checkpoint
     from ..pairs import Pairs
     from ..settings import FitSettings
 
@@ -27,6 +31,18 @@ class FitRun(Protocol):
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
+        ...
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None at the start."""
+        ...
+
+    def save(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Replace the checkpoint by the state after ``step`` steps."""
+        ...
+
+    def advance(self, done: int, total: int, record: Mapping[str, Any]) -> None:
+        """Say how far the fit is, for a progress bar; ``record`` is the newest line of the metrics."""
         ...
 
 
@@ -53,9 +69,9 @@ class CentredOptions(Options):
     Parameters
     ----------
     centre : str
-        ``none``; ``overlap``: each space minus the mean of its overlap; ``banks``: fitted on the overlap minus its mean,
-        applied to vectors minus the mean of the space's bank (of its overlap where it has no bank). With banks each
-        *modality* is centred by a mean of its own, which takes out the gap between the modalities of a space.
+        ``none``; ``overlap``: each space minus the mean of its overlap; ``banks``: fitted on the overlap minus its
+        mean, applied to vectors minus the mean of the space's bank (of its overlap where it has no bank). With banks
+        each *modality* is centred by a mean of its own, which takes out the gap between the modalities of a space.
     """
 
     centre: Centre = "banks"

@@ -1,0 +1,147 @@
+"""Method ``c-mcr``: the paper's (Wang et al., "Connecting Multi-modal Contrastive Representations", NeurIPS 2023, arXiv 2305.14381).
+
+Two projectors are trained on the overlapping modality and on its completions from the memory banks. ``docs/method.md`` states
+every equation and every switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...cache.errors import FitError
+from ..batches import Batches, Indices
+from ..device import DeviceRows, autocast, pick_device
+from ..loop import train
+from ..losses import LossWeights, cmcr_loss
+from ..noise import perturb
+from ..projectors import Projector, ProjectorSpec, build_projector
+from .base import FitRun, Options, parse_options
+
+if TYPE_CHECKING:
+    from ..pairs import Pairs
+    from ..settings import FitSettings
+
+Rows = Callable[[Indices], Tensor]
+
+# One stream of noise for each of t1, t2, x1, x2: the four perturbations are independent.
+_OVERLAP_STREAM, _COMPLETED_STREAM = 0, 2
+
+
+class Cmcr:
+    """Contrastive projectors on overlap and completed rows."""
+
+    name = "c-mcr"
+    needs_completion = True
+
+    def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
+        """One trained projector for each space, into a space of ``out_dim``."""
+        parse_options(Options, settings, self.name)  # it has none: whatever is there is a mistake
+        batches = Batches(pairs.N, settings.batch_size, settings.seed)
+        if batches.size < 2:
+            raise FitError(
+                f"{pairs.N} joined rows are too few to contrast", todo="give overlap caches that share more keys"
+            )
+        device = pick_device(settings.device)
+        heads = make_heads(pairs, settings)
+        objective = CmcrObjective(pairs, settings, heads, device)
+        train(objective, batches, settings, run)
+        return {name: head.cpu() for name, head in heads.items()}
+
+
+def make_heads(pairs: Pairs, settings: FitSettings) -> dict[str, Projector]:
+    """Untrained projectors of the kind that the settings ask for; weights from the seed alone, torch's own state untouched."""
+    kinds: dict[str, dict[str, Any]] = {
+        "mlp": {"kind": "mlp", "hidden": settings.hidden},
+        "half": {"kind": "half"},
+        "linear": {"kind": "affine", "bias": True},
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return {
+            name: build_projector(
+                ProjectorSpec(dim_in=pairs.overlap[name].dim, dim_out=settings.out_dim, **kinds[settings.projector])
+            )
+            for name in pairs.names
+        }
+
+
+class CmcrObjective:
+    """The loss of C-MCR as a function of (rows, step, weights).
+
+    Parameters
+    ----------
+    pairs : Pairs
+        Overlap and completed rows of two spaces.
+    settings : FitSettings
+    heads : mapping of space name to projector
+        Trained in place; moved to ``device``.
+    device : torch.device
+    """
+
+    def __init__(
+        self, pairs: Pairs, settings: FitSettings, heads: Mapping[str, Projector], device: torch.device
+    ) -> None:
+        self.pairs = pairs
+        self.settings = settings
+        self.device = device
+        self.model: nn.Module = nn.ModuleDict({name: heads[name] for name in pairs.names}).to(device)
+        sources = [*pairs.overlap.values(), *(source for source in pairs.completed.values() if source is not None)]
+        resident = device.type != "cpu" and DeviceRows.bytes_of(sources) <= settings.memory_bytes()
+        self._overlap = [DeviceRows(pairs.overlap[name], device, resident=resident) for name in pairs.names]
+        self._completed = [
+            None if source is None else DeviceRows(source, device, resident=resident)
+            for source in (pairs.completed[name] for name in pairs.names)
+        ]
+        self._weights = LossWeights(settings.tau2, settings.tau3, settings.lambda_intra, settings.intra)
+
+    def loss(self, rows: Indices, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Equation 10 on one batch, and its parts."""
+        numbers = torch.from_numpy(rows).to(self.device)
+        overlap: list[Tensor] = []
+        completed: list[Tensor | None] = []
+        for index, name in enumerate(self.pairs.names):
+            t = self._perturbed(self._overlap[index](rows), numbers, step, _OVERLAP_STREAM + index)  # (B, D)
+            source = self._completed[index]
+            x = None if source is None else source(rows)  # (B, D)
+            if x is not None:
+                x = F.normalize(x, dim=1) if self.settings.renormalise_completed else x
+                x = self._perturbed(x, numbers, step, _COMPLETED_STREAM + index)
+            t_hat, x_hat = self._project(name, t, x)
+            overlap.append(t_hat)
+            completed.append(x_hat)
+        return cmcr_loss((overlap[0], overlap[1]), (completed[0], completed[1]), self._weights)
+
+    def _perturbed(self, vectors: Tensor, numbers: Tensor, step: int, stream: int) -> Tensor:
+        std = self.settings.noise_std(vectors.shape[1])
+        return perturb(numbers, vectors, std, seed=self.settings.seed, step=step, stream=stream)  # (B, D)
+
+    def _project(self, name: str, t: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """f_s of the overlap and the completed rows, as one batch or as two: batch norm sees the difference."""
+        head = self.model[name]  # type: ignore[index]
+        with autocast(self.device, self.settings.precision):
+            if x is None:
+                return head(t), None
+            if self.settings.bn_pass == "separate":
+                return head(t), head(x)
+            both = head(torch.cat([t, x]))  # (2B, out_dim)
+        return both[: len(t)], both[len(t) :]
+
+    def bad_rows(self, rows: Indices) -> str | None:
+        """Keys of rows whose stored vectors are zero or not finite."""
+        named = [(f"the overlap of {n}", s) for n, s in self.pairs.overlap.items()]
+        named += [(f"the completed rows of {n}", s) for n, s in self.pairs.completed.items() if s is not None]
+        for what, source in named:
+            vectors = torch.from_numpy(source.rows(rows))
+            bad = torch.nonzero(~(torch.isfinite(vectors).all(dim=1) & (vectors.abs().sum(dim=1) > 0)))[:, 0]
+            if len(bad):
+                return f"{what} has {len(bad)} such rows, the first with the key {self.keys(rows[bad[:1].numpy()])[0]!r}"
+        return None
+
+    def keys(self, rows: Indices) -> list[str]:
+        """Keys of joined rows."""
+        return self.pairs.keys(rows)

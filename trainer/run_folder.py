@@ -1,0 +1,134 @@
+"""The output folder of a fit while it runs: the recipe, the metrics, the checkpoint, and whether they may be continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..cache.errors import FitError
+from ..cache.fsio import write_atomic
+from .checkpoint import Checkpoint, capture, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+
+CONFIG = "config.json"
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+# Everything that a fit writes, the file that says "finished" first.
+_OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png", "README.md", "tensorboard", "runs")
+
+
+class RunFolder:
+    """What a fit writes as it goes; the :class:`~cmcr.trainer.methods.base.FitRun` of ``cmcr fit``.
+
+    A finished folder holds ``config.json``, which is written last. A folder with a recipe but without it was interrupted.
+    """
+
+    def __init__(self, folder: Path, identity: str, progress: Progress | None = None) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._progress = progress
+        self._checkpoint = load_checkpoint(folder / CHECKPOINT)
+        if self._checkpoint is not None and self._checkpoint.identity != identity:
+            raise _other_fit("the caches of the recipe have other content now", folder)
+        self._metrics = _cut_metrics(folder / METRICS, 0 if self._checkpoint is None else self._checkpoint.step)
+
+    @classmethod
+    def open(
+        cls, folder: Path, recipe: str, identity: str, *, overwrite: bool = False, progress: Progress | None = None
+    ) -> RunFolder:
+        """Begin a fit in ``folder``, or go on with the one that was interrupted there.
+
+        Raises
+        ------
+        FitError
+            The folder holds a finished connector, an interrupted fit of another recipe, or something else.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise FitError("the output is a file, not a folder", where=str(folder), todo="choose another output")
+        if overwrite:
+            _clear(folder)
+        if (folder / CONFIG).exists():
+            raise FitError(
+                "there is a finished connector already", where=str(folder), todo="choose another output, or --overwrite"
+            )
+        if (folder / RECIPE).exists():
+            if (folder / RECIPE).read_text(encoding="utf-8") != recipe:
+                raise _other_fit("its recipe is another one", folder)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise FitError(
+                "the folder is not empty and holds no fit", where=str(folder), todo="choose an empty or a new folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RECIPE).exists():
+            write_atomic(folder / RECIPE, recipe.encode("utf-8"))
+        return cls(folder, identity, progress)
+
+    @property
+    def resumed_at(self) -> int:
+        """Steps that an earlier process did; 0 at the start."""
+        return 0 if self._checkpoint is None else self._checkpoint.step
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``: no times, so that equal fits give equal files."""
+        self._metrics.write(json.dumps(record).encode() + b"\n")
+        self._metrics.flush()
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None at the start."""
+        return self._checkpoint
+
+    def save(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Replace the checkpoint by the state after ``step`` steps."""
+        save_checkpoint(self.folder / CHECKPOINT, capture(step, self.identity, model, optimiser))
+
+    def advance(self, done: int, total: int, record: Mapping[str, Any]) -> None:
+        """Pass progress on to the caller of the fit."""
+        if self._progress is not None:
+            self._progress(done, total, record)
+
+    def close(self) -> None:
+        """Close the metrics; the folder can be opened again."""
+        self._metrics.close()
+
+    def finished(self) -> None:
+        """Drop the checkpoint of a fit whose connector is written."""
+        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _cut_metrics(path: Path, step: int) -> IO[bytes]:
+    """Open the metrics for appending after dropping what the fit will write again: lines beyond ``step`` and a torn last one."""
+    kept = b""
+    if path.exists() and step > 0:
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line).get("step", 0) > step:
+                break
+            kept += line
+    write_atomic(path, kept)
+    return path.open("ab", buffering=0)
+
+
+def _other_fit(why: str, folder: Path) -> FitError:
+    return FitError(
+        f"an interrupted fit is in this folder and cannot be continued: {why}",
+        where=str(folder),
+        todo="choose another output, or --overwrite to begin anew",
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a fit wrote, and nothing else; the file that says "finished" goes first."""
+    for name in _OWN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
