@@ -1,0 +1,249 @@
+"""Which gallery items are relevant to a query, and where a query's scores put them; see ``docs/metrics.md``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..cache.errors import CmcrError
+
+Ints = npt.NDArray[np.int64]
+_CAPTION_NUMBER = re.compile(r"#\d+$")
+# Up to this many relevant items a query, one pass over the scores for each beats sorting the row.
+_FEW = 8
+_GRID = 1 << 24
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Which gallery rows are relevant to each query, without a matrix (Q, G).
+
+    Queries with the same relevant rows share a group, so labels and keys take O(Q + G) memory.
+
+    Parameters
+    ----------
+    query_groups : (Q,) int64
+        Group of each query; -1 where nothing is relevant.
+    indptr, indices : (groups + 1,) and (nnz,) int64
+        Gallery rows of group i, ascending: ``indices[indptr[i]:indptr[i + 1]]``.
+    gallery : int
+        Gallery size G.
+    gallery_groups : (G,) int64, optional
+        Group of each gallery row where each has one at most (keys, labels).
+    classes : tuple of str, optional
+        Names of the groups where they are classes to average over.
+    """
+
+    query_groups: Ints
+    indptr: Ints
+    indices: Ints
+    gallery: int
+    gallery_groups: Ints | None = None
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_labels(cls, queries: Sequence[str], gallery: Sequence[str]) -> Relevance:
+        """Relevant = the same label. Other classes of the gallery are distractors; other queries are left out."""
+        names = sorted(set(queries) & set(gallery))
+        return cls._from_groups(queries, gallery, names, classes=tuple(names))
+
+    @classmethod
+    def from_keys(cls, queries: Sequence[str], gallery: Sequence[str]) -> Relevance:
+        """Relevant = the same key.
+
+        A numbered caption ``key#3`` belongs to the item ``key`` where the other side does not have that very caption.
+        """
+        left, right = set(queries), set(gallery)
+        first = [key if key in right else _CAPTION_NUMBER.sub("", key) for key in queries]
+        second = [key if key in left else _CAPTION_NUMBER.sub("", key) for key in gallery]
+        return cls._from_groups(first, second, sorted(set(first) & set(second)))
+
+    @classmethod
+    def _from_groups(
+        cls,
+        queries: Sequence[str],
+        gallery: Sequence[str],
+        names: Sequence[str],
+        classes: tuple[str, ...] | None = None,
+    ) -> Relevance:
+        number = {name: n for n, name in enumerate(names)}
+        query_groups = np.array([number.get(name, -1) for name in queries], np.int64)  # (Q,)
+        gallery_groups = np.array([number.get(name, -1) for name in gallery], np.int64)  # (G,)
+        indptr, indices = _rows_of_groups(gallery_groups, len(names))
+        return cls(query_groups, indptr, indices, len(gallery), gallery_groups, classes)
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str]], queries: Sequence[str], gallery: Sequence[str]) -> Relevance:
+        """Relevant = listed as (query key, gallery key); an unknown key is a :class:`CmcrError`."""
+        left, right = _positions(queries, "query"), _positions(gallery, "gallery")
+        found: set[tuple[int, int]] = set()
+        for query, item in pairs:
+            for side, key, name in ((left, query, "query"), (right, item, "gallery")):
+                if key not in side:
+                    raise CmcrError(
+                        f"the pair ({query}, {item}) names a {name} key that the {name} cache does not have: {key}",
+                        todo="list pairs as query key, gallery key; keys of the two caches: `cmcr cache info`",
+                    )
+            found.add((left[query], right[item]))
+        table = np.array(sorted(found), np.int64).reshape(-1, 2)  # (nnz, 2)
+        return cls.from_rows(table[:, 0], table[:, 1], len(queries), len(gallery))
+
+    @classmethod
+    def from_rows(cls, query_rows: Ints, gallery_rows: Ints, queries: int, gallery: int) -> Relevance:
+        """Relevant = listed by row numbers (nnz,), without repetition."""
+        order = np.lexsort((gallery_rows, query_rows))
+        indptr = np.zeros(queries + 1, np.int64)
+        np.cumsum(np.bincount(query_rows, minlength=queries), out=indptr[1:])
+        groups = np.where(np.diff(indptr) > 0, np.arange(queries), -1)
+        return cls(groups, indptr, np.asarray(gallery_rows)[order], gallery)
+
+    @classmethod
+    def paired(cls, count: int) -> Relevance:
+        """Row i of the gallery is the relevant one of query i."""
+        rows = np.arange(count)
+        return cls.from_rows(rows, rows, count, count)
+
+    def __len__(self) -> int:
+        return len(self.query_groups)
+
+    def transposed(self) -> Relevance:
+        """The other direction: gallery rows ask, queries are the gallery."""
+        if self.gallery_groups is not None:
+            indptr, indices = _rows_of_groups(self.query_groups, len(self.indptr) - 1)
+            return Relevance(self.gallery_groups, indptr, indices, len(self), self.query_groups, self.classes)
+        query_rows = np.repeat(np.arange(len(self)), self.counts())
+        gallery_rows = self.rows(0, len(self))[1]
+        return Relevance.from_rows(gallery_rows, query_rows, self.gallery, len(self))
+
+    def counts(self) -> Ints:
+        """Relevant rows of each query (Q,)."""
+        sizes = np.append(np.diff(self.indptr), 0)  # the last entry is what group -1 reads
+        out: Ints = sizes[self.query_groups]
+        return out
+
+    def rows(self, start: int, stop: int) -> tuple[Ints, Ints]:
+        """Relevant pairs of the queries ``start:stop``: query minus ``start`` (nnz,), gallery row (nnz,), in order."""
+        counts = self.counts()[start:stop]  # (B,)
+        query = np.repeat(np.arange(stop - start), counts)
+        inside = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return query, self.indices[self.indptr[self.query_groups[start:stop]][query] + inside]
+
+
+def _rows_of_groups(groups: Ints, count: int) -> tuple[Ints, Ints]:
+    """Rows of each group as (indptr, indices), ascending inside a group; rows of group -1 are in none."""
+    order = np.argsort(groups, kind="stable")
+    order = order[np.searchsorted(groups[order], 0) :]
+    indptr = np.zeros(count + 1, np.int64)
+    np.cumsum(np.bincount(groups[order], minlength=count), out=indptr[1:])
+    return indptr, order
+
+
+def _positions(keys: Sequence[str], side: str) -> dict[str, int]:
+    positions = {key: n for n, key in enumerate(keys)}
+    if len(positions) < len(keys):
+        repeated = next(key for n, key in enumerate(keys) if positions[key] != n)
+        raise CmcrError(f"the {side} has the key {repeated} more than once, so pairs cannot name its rows")
+    return positions
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the relevant items of a block of queries stand; arrays over the block's relevant pairs.
+
+    ``query`` (nnz,) row in the block, ``higher`` items scored strictly higher, ``equal`` items of the same score, the
+    relevant one included, ``before`` items of the same score earlier in the gallery (only where asked for, else 0).
+    """
+
+    query: Ints
+    higher: Ints
+    equal: Ints
+    before: Ints
+
+
+def places(scores: Tensor, query: Ints, item: Ints, *, in_order: bool = False) -> Places:
+    """Places of the relevant pairs (query, item), (nnz,) each, under scores (B, G), in O(B G) memory."""
+    rows, columns = (torch.from_numpy(np.ascontiguousarray(a)).to(scores.device) for a in (query, item))
+    target = scores[rows, columns]  # (nnz,)
+    counts = torch.bincount(rows, minlength=scores.shape[0])  # (B,)
+    few = not len(rows) or int(counts.max()) <= _FEW
+    higher, equal = (_count if few else _search)(scores, rows, target)
+    before = _earlier_equals(scores, rows, columns, higher) if in_order else torch.zeros_like(higher)
+    return Places(query, *(a.cpu().numpy() for a in (higher, equal, before)))
+
+
+def _count(scores: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Items above and level with each target by comparing, in chunks of one target a query."""
+    size = max(1, scores.shape[0])
+    higher, equal = torch.zeros_like(rows), torch.zeros_like(rows)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        block, level = scores[rows[part]], target[part, None]  # (size, G), (size, 1)
+        higher[part] = (block > level).sum(1)
+        equal[part] = (block == level).sum(1)
+    return higher, equal
+
+
+def _search(scores: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Items above and level with each target by sorting each row once."""
+    ascending = scores.sort(dim=1).values  # (B, G)
+    first = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=scores.shape[0]).cumsum(0)[:-1]])
+    slot = torch.arange(len(rows), device=rows.device) - first[rows]  # place of a pair among those of its query
+    padded = scores.new_zeros(scores.shape[0], int(slot.max()) + 1)  # (B, m)
+    padded[rows, slot] = target
+    below = torch.searchsorted(ascending, padded, right=False)[rows, slot]
+    up_to = torch.searchsorted(ascending, padded, right=True)[rows, slot]
+    return scores.shape[1] - up_to, up_to - below
+
+
+def _earlier_equals(scores: Tensor, rows: Tensor, columns: Tensor, higher: Tensor) -> Tensor:
+    """How many items of the same score stand before each relevant one in the gallery."""
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)  # (B, G)
+    place = torch.empty_like(order)
+    place.scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    return place[rows, columns] - higher
+
+
+def score_blocks(
+    queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], block: int, device: str = "cpu"
+) -> Iterator[tuple[int, Tensor]]:
+    """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows get equal scores.
+
+    Computed in float64 and rounded to multiples of 2^-24 (6e-8, the precision of float32 near 1), so that order and ties
+    do not hang on block size, threads or library: a float32 product gives the same pair another last bit at another
+    place. Each distinct row is scored once for the same reason.
+    """
+    rows, inverse = _distinct(np.asarray(gallery, np.float32))
+    bank = _unit(rows, "gallery").to(device)  # (U, D)
+    index = None if inverse is None else torch.from_numpy(inverse).to(device)  # (G,)
+    for start in range(0, len(queries), block):
+        part = _unit(np.asarray(queries[start : start + block], np.float32), "query").to(device)  # (B, D)
+        scores = (part @ bank.T).mul_(_GRID).round_().div_(_GRID).float()  # (B, U)
+        yield start, scores if index is None else scores[:, index]
+
+
+def _unit(rows: npt.NDArray[np.float32], name: str) -> Tensor:
+    """Unit rows in float64; a zero row stays zero."""
+    wide = torch.from_numpy(rows.astype(np.float64))
+    if not bool(torch.isfinite(wide).all()):
+        raise CmcrError(f"{name} vectors hold values that are not finite", todo="check the caches: `cmcr cache verify`")
+    return torch.nn.functional.normalize(wide, dim=1)
+
+
+def _distinct(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Ints | None]:
+    """Distinct rows (U, D) and the place of each row among them (G,); None where all are distinct."""
+    words = (rows + np.float32(0)).view(np.uint32).astype(np.uint64)  # (G, D); adding 0 turns -0 into 0
+    factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | np.uint64(1)
+    hashes = words @ factors  # (G,), modulo 2^64
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return rows, None
+    if not np.array_equal(rows[first][inverse], rows):  # two different rows with one hash
+        distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
+        return distinct, inverse.reshape(-1)
+    return rows[first], inverse
