@@ -66,7 +66,10 @@ class PlanUpdate:
 class Corpus(Protocol):
     """Inputs of one modality, as units of work."""
 
-    modality: Modality
+    @property
+    def modality(self) -> Modality:
+        """What the items are."""
+        ...
 
     @property
     def roots(self) -> Mapping[str, str]:

@@ -43,7 +43,7 @@ class AnnouncedFamily:
             f"{self.name}:{model} needs the checkpoint {file}, and this version of cmcr has no adapter for it yet",
             where=f"{self.name}:{model}/{weights or self.file}",
             todo=(
-                f"to try the job now, without any download: --encoder {self.sandbox}; or your own: --encoder my.py:MyEncoder; "
+                f"to try the job now, without download: --encoder {self.sandbox}; or your own: my.py:MyEncoder; "
                 f"the checkpoint is published: {self.get}"
             ),
         )

@@ -52,17 +52,32 @@ class Space:
 class Encoder(Protocol):
     """One tower: a frozen map from one modality into a space. Any object with these members is an encoder."""
 
-    name: str
-    modality: Modality
-    space: Space
-    dim: int
+    @property
+    def name(self) -> str:
+        """Full name, as ``load_encoder`` takes it."""
+        ...
+
+    @property
+    def modality(self) -> Modality:
+        """What it encodes."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """The space that its vectors are in."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector, D."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of all that decides a vector: weights, preprocessing, tokenizer, random policy, dtype, versions."""
         ...
 
     def decode(self, item: Item) -> Any:
-        """Raw item to model input; runs in threads, beside the forward pass. Raises :class:`ItemError` for a bad item."""
+        """Raw item to model input; runs in threads beside the forward. Raises :class:`ItemError` for a bad item."""
         ...
 
     def encode(self, batch: Sequence[Any]) -> Vectors:
@@ -75,7 +90,7 @@ class Remarking(Protocol):
     """An encoder that remarks on inputs that it takes all the same; optional beside :class:`Encoder`."""
 
     def remark(self, decoded: Any) -> tuple[str, str] | None:
-        """Kind and message (``("TruncatedText", "91 tokens, 77 kept")``) for the ledger, or None; the item keeps its row."""
+        """Kind and message (``("TruncatedText", "91 tokens, 77 kept")``) for the ledger, or None; the row stays."""
         ...
 
 

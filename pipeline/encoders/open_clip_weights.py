@@ -47,8 +47,8 @@ def choose(model: str, weights: str | None) -> Choice:
     Raises
     ------
     EncoderError
-        For an unknown model or tag, a tag that belongs to the model with the other activation, or a bare file of a model
-        whose published weights disagree on activation or preprocessing (name the tag: ``MODEL/TAG@FILE``).
+        For an unknown model or tag, a tag of the model with the other activation, or a bare file of a model whose
+        published weights disagree on activation or preprocessing (name the tag: ``MODEL/TAG@FILE``).
     MissingWeightsError
         If the file or folder is not there.
     """
@@ -144,7 +144,7 @@ def _tag_of_bare_file(model: str, path: str) -> str | None:
     if f"{model}-quickgelu" in _all_models():
         examples.append(f"open_clip:{model}-quickgelu/openai@{path}")
     raise EncoderError(
-        f"a bare file does not say how it was trained: {model}'s published weights differ in activation or preprocessing",
+        f"a bare file does not say how it was trained: weights of {model} differ in activation or preprocessing",
         where=path,
         todo=f"name the weights before an @: {', '.join(examples)}; "
         f"for your own training run: open_clip:{model}/{CUSTOM}@{path}",

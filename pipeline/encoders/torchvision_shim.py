@@ -1,8 +1,8 @@
 """Make torchvision importable beside a CPU-only torch.
 
-The torchvision wheel of PyPI is built for CUDA. Beside a CPU-only torch its compiled operators cannot be loaded, and the
-import fails with ``operator torchvision::nms does not exist``, although transforms and models need none of them. open_clip,
-timm and laion_clap all import torchvision, so :func:`prepare_torchvision` runs before any of them.
+The torchvision wheel of PyPI is built for CUDA. Beside a CPU-only torch its compiled operators cannot be loaded, and
+the import fails with ``operator torchvision::nms does not exist``, although transforms and models need none of them.
+open_clip, timm and laion_clap all import torchvision, so :func:`prepare_torchvision` runs before any of them.
 """
 
 from __future__ import annotations
