@@ -1,0 +1,124 @@
+"""Fixtures of the pipeline's tests: a toy connector with two spaces, caches in them, and encoders of raw inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cmcr.cache.manifest import CacheManifest
+from cmcr.cache.reader import Cache
+from cmcr.cache.writer import ShardData, write_cache
+from cmcr.pipeline.encoders.base import Item, Space
+from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
+from cmcr.trainer.projectors import ProjectorSpec, build_projector
+
+DIMS = {"clap": 8, "clip": 12}
+MakeCache = Callable[..., Cache]
+MakeConnector = Callable[..., Connector]
+
+
+@pytest.fixture
+def make_connector() -> MakeConnector:
+    """Toy connectors: random affine heads from clap (8) and clip (12) into 6 dimensions, or other specs."""
+
+    def make(seed: int = 0, *, encoders: dict[str, dict[str, str]] | None = None, **specs: ProjectorSpec) -> Connector:
+        heads = {}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for name, dim in DIMS.items():
+                heads[name] = build_projector(specs.get(name, ProjectorSpec("affine", dim, 6)))
+        recorded = encoders or {}
+        spaces = {
+            "clap": SpaceInfo("id-clap", ("audio", "text"), recorded.get("clap", {})),
+            "clip": SpaceInfo("id-clip", ("image", "text"), recorded.get("clip", {})),
+        }
+        return Connector(heads, ConnectorInfo(spaces, "toy"))
+
+    return make
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> MakeCache:
+    """Caches of given or random vectors in one of the toy spaces, in shards of the sizes given."""
+
+    def make(
+        name: str,
+        vectors: np.ndarray | int,
+        *,
+        space: str = "clip",
+        shards: Sequence[int] = (),
+        keys: Sequence[str] | None = None,
+        manifest: dict[str, Any] | None = None,
+        **columns: Any,
+    ) -> Cache:
+        if isinstance(vectors, int):
+            seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+            vectors = np.random.default_rng(seed).normal(size=(vectors, DIMS[space])).astype(np.float32)
+        names = list(keys) if keys is not None else [f"{name}/{n:05d}" for n in range(len(vectors))]
+        modality = {"clap": "audio", "clip": "image"}[space]
+        settings: dict[str, Any] = {
+            "space_id": f"id-{space}",
+            "space_name": space,
+            "modality": modality,
+            "encoder": f"toy:{space}",
+            "fingerprint": f"print-{space}",
+            "dim": vectors.shape[1],
+            "dtype": "float32",
+            **(manifest or {}),
+        }
+        edges = np.cumsum([0, *(shards or [len(vectors)])])
+        assert edges[-1] == len(vectors)
+        parts = [
+            ShardData(
+                keys=names[low:high],
+                vectors=vectors[low:high],
+                **{column: list(values[low:high]) for column, values in columns.items()},
+            )
+            for low, high in pairwise(edges)
+        ]
+        return write_cache(tmp_path / name, CacheManifest(**settings), parts)
+
+    return make
+
+
+class ToyEncoder:
+    """Bytes or text to a vector drawn from their hash; counts what it decodes."""
+
+    def __init__(self, modality: str, space: str) -> None:
+        self.name = f"toy:{space}/{modality}"
+        self.modality: Any = modality
+        self.space = Space(f"id-{space}", space)
+        self.dim = DIMS[space]
+        self.decoded = 0
+
+    def fingerprint(self) -> str:
+        return self.name
+
+    def decode(self, item: Item) -> Any:
+        self.decoded += 1
+        if self.modality == "image":
+            from cmcr.pipeline.decoders import decode_image
+
+            assert isinstance(item.data, bytes)
+            decode_image(item.data, item.name)
+        return item.data if isinstance(item.data, bytes) else item.data.encode()
+
+    def encode(self, batch: Sequence[Any]) -> np.ndarray:
+        rows = []
+        for data in batch:
+            seed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+            rows.append(np.random.default_rng(seed).normal(size=self.dim))
+        vectors = np.array(rows, dtype=np.float32)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+@pytest.fixture
+def toy_encoder() -> type[ToyEncoder]:
+    """The class of encoders whose vectors depend on the bytes alone."""
+    return ToyEncoder
