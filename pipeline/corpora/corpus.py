@@ -12,7 +12,7 @@ from ...cache.plan import Piece, Plan, Unit
 from ..encoders.base import Item, Modality
 from .base import KnownKeys, PlanUpdate, Source, Task
 from .folders import FilesSource
-from .keys import KeyCheck
+from .keys import KeyCheck, admit
 from .packing import Packer
 
 
@@ -103,7 +103,8 @@ class FileCorpus:
                     where=", ".join(source.name for source in self.sources),
                     todo=f"give the input that holds {piece.source!r} again",
                 )
-            yield from owner.read(piece)
+            for found in owner.read(piece):
+                yield admit(found) if isinstance(found, Item) else found
 
     def _owner(self, piece: Piece) -> Source | None:
         """The source of a piece: by name, or the folder that has its files under another name."""

@@ -12,11 +12,14 @@ from pathlib import Path
 from ...cache.errors import CorpusError
 from ..encoders.base import MODALITIES, Modality
 from .base import CorpusSettings, Source
+from .columns import NoColumnError
 from .corpus import FileCorpus
 from .folders import FilesSource, Listing, list_folder
 from .keys import path_text, stem
 from .lines import LinesSource
-from .names import ARCHIVES, CAPTION, COMPRESSED, LINES, MEDIA, RECORD, extension, looked_for
+from .names import ARCHIVES, CAPTION, COMPRESSED, LINES, MEDIA, RECORD, TABLES, extension, looked_for
+from .tables import TableSource
+from .tars import TarSource
 
 
 @dataclass
@@ -184,10 +187,24 @@ class _Builder:
         text = self.modality == "text"
         if text and kind in LINES:
             self.sources.append(LinesSource(self._distinct(path), place))
+        elif kind in ARCHIVES:
+            self.sources.append(TarSource(self._distinct(path), place, self.modality, self.settings))
+        elif kind in TABLES and (text or found.named):
+            return self._open_table(found, path)
         elif found.named:
             raise self._refusal(place, kind)
         else:
             return False
+        return True
+
+    def _open_table(self, found: Found, path: str) -> bool:
+        """Open a table; one that merely lies in a folder and lacks the column is passed over with a remark."""
+        try:
+            self.sources.append(TableSource.open(self._distinct(path), found.root / path, self.modality, self.settings))
+        except NoColumnError as error:
+            if found.named:
+                raise
+            self.remarks.append(f"{path}: {error.what}")
         return True
 
     def _refusal(self, place: Path, kind: str) -> CorpusError:

@@ -7,11 +7,15 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cache.errors import DuplicateKeyError
+from ...cache.errors import DuplicateKeyError, ItemError
+from ...cache.keys import check_key
+from ...cache.ledger import Failure
+from ..encoders.base import Item
 
 if TYPE_CHECKING:
     from .base import Source
@@ -50,6 +54,26 @@ def unfit(text: str) -> str | None:
     except UnicodeEncodeError:
         return "it is not valid Unicode (a lone surrogate)"
     return None
+
+
+def admit(item: Item) -> Item | Failure:
+    """The item with a caption and record that UTF-8 can hold, or a failure if a cache cannot hold its key."""
+    try:
+        check_key(item.key)
+    except ItemError as error:
+        return Failure(ascii(item.key)[1:201], "read", "BadKey", error.what)
+    if item.meta is None and (item.caption is None or item.caption is item.data):
+        return item
+    return replace(item, caption=_storable(item.caption), meta=_storable(item.meta))
+
+
+def _storable(value: Any) -> Any:
+    """A JSON value without NUL and lone surrogates in its texts."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if unfit(value) else value
+    if isinstance(value, dict):
+        return {_storable(name): _storable(one) for name, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, list) else value
 
 
 def _hash(key: str) -> int:
