@@ -125,6 +125,11 @@ class Source(Protocol):
         ...
 
     @property
+    def root(self) -> Path:
+        """What the ``source`` of an item is relative to, or the source itself where items name it."""
+        ...
+
+    @property
     def prefix(self) -> str | None:
         """What all keys begin with, or None."""
         ...

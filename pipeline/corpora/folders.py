@@ -46,6 +46,11 @@ class FilesSource:
     settings: CorpusSettings = field(default_factory=CorpusSettings)
     prefix: None = None
 
+    @property
+    def root(self) -> Path:
+        """The folder that paths are relative to."""
+        return self.place
+
     @cached_property
     def known_paths(self) -> frozenset[str]:
         """The paths, for looking one up."""

@@ -31,6 +31,11 @@ class LinesSource:
     place: Path
 
     @property
+    def root(self) -> Path:
+        """The file itself."""
+        return self.place
+
+    @property
     def prefix(self) -> str:
         """``<relative stem>:``."""
         return f"{stem(self.name)}:"

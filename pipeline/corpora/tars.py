@@ -32,6 +32,11 @@ class TarSource:
     settings: CorpusSettings
 
     @property
+    def root(self) -> Path:
+        """The archive itself."""
+        return self.place
+
+    @property
     def prefix(self) -> str:
         """``<tar stem>/``."""
         return f"{stem(self.name)}/"
