@@ -31,7 +31,7 @@ class FileCorpus:
     @property
     def roots(self) -> Mapping[str, str]:
         """Source name to absolute folder or file."""
-        return {source.name: str(source.place) for source in self.sources}
+        return {source.name: str(source.root) for source in self.sources}
 
     def plan(
         self,

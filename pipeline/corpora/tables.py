@@ -52,6 +52,11 @@ class TableSource:
         return cls(name, place, modality, settings, table, choose(table.columns, modality, settings, str(place)))
 
     @property
+    def root(self) -> Path:
+        """The folder that media paths are relative to; the file itself for captions."""
+        return self.place if self.modality == "text" else self.place.parent
+
+    @property
     def prefix(self) -> str | None:
         """``<relative stem>:`` where keys are lines."""
         return f"{stem(self.name)}:" if self.used.key is None else None
@@ -160,9 +165,15 @@ class TableSource:
         caption = values.get(self.used.caption) if self.used.caption else None
         first = captions_of(caption)[0]
         text = first if caption_problem(first) is None else None
-        return Item(
-            key, data, name=path or key, caption=text, source=path or self.name, meta=record_of(values, self.used)
-        )
+        source = self._relative(path) if path else self.name
+        return Item(key, data, name=path or key, caption=text, source=source, meta=record_of(values, self.used))
+
+    def _relative(self, path: str) -> str:
+        """A path as it may stand in a cache: never absolute."""
+        if not Path(path).is_absolute():
+            return path
+        inside = Path(path).is_relative_to(self.place.parent)
+        return Path(path).relative_to(self.place.parent).as_posix() if inside else Path(path).name
 
     def _load(self, cell: Any) -> tuple[bytes | Failure, str | None]:
         """Content of the file that a cell names, or that it holds itself."""
