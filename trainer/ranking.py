@@ -214,7 +214,7 @@ def score_blocks(
 ) -> Iterator[tuple[int, Tensor]]:
     """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows get equal scores.
 
-    Computed in float64 and rounded to multiples of 2^-24 (6e-8, the precision of float32 near 1), so that order and ties
+    Computed in float64 and rounded to multiples of 2^-24 (6e-8, float32 near 1), so that order and ties
     do not hang on block size, threads or library: a float32 product gives the same pair another last bit at another
     place. Each distinct row is scored once for the same reason.
     """
