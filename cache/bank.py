@@ -84,7 +84,7 @@ class Bank:
         return int(self._starts[-1]) if self._sample is None else len(self._sample)
 
     def blocks(self, size: int = 16384) -> Iterator[Float32]:
-        """All rows in order, as unit rows: (B, D) float32, B = ``size`` except at the end, whatever the caches and shards."""
+        """All rows in order, as unit rows: (B, D) float32, B = ``size`` except at the end, whatever the shards."""
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
             if self._sample is not None:

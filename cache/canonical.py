@@ -59,7 +59,6 @@ def read_object(path: Path, kind: str, version: int, todo: str) -> dict[str, Any
 def field(record: dict[str, Any], name: str, kind: type, path: Path, todo: str) -> Any:
     """One checked field of a JSON object; integers are not negative, and ``bool`` is no integer."""
     value = record.get(name)
-    wrong = not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0))
-    if wrong:
+    if not isinstance(value, kind) or (isinstance(value, int) and (isinstance(value, bool) or value < 0)):
         raise CacheError(f"The field {name!r} is {value!r}, not a valid {kind.__name__}.", where=str(path), todo=todo)
     return value

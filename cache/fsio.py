@@ -1,7 +1,8 @@
 """Every file-system call that the writer makes: atomic replacement, temporary names, durability.
 
-A file appears under its final name complete or not at all: temporary name in the same folder, write, close, check, fsync,
-``os.replace``, fsync of the folder. Each call is announced to :data:`HOOKS`, so that a test can end the process at any of them.
+A file appears under its final name complete or not at all: temporary name in the same folder, write, close, check,
+fsync, ``os.replace``, fsync of the folder. Each call is announced to :data:`HOOKS`, so that a test can end the
+process at any of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def host_name() -> str:
 
 
 def process_start(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, which tells a process from a later one of the same id; 0 if unknown."""
+    """Start of a process in clock ticks since boot, which tells it from a later one of the same id; 0 if unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

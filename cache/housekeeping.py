@@ -50,7 +50,7 @@ def sweep(path: Path) -> None:
 def drop(path: Path, done: DoneMarker) -> None:
     """Take a shard back: its marker stays as ``dropped``, so that the next write is a new generation."""
     file = path / "shards" / markers.marker_name(done.shard)
-    fsio.write_atomic(file, replace(done, state="dropped").to_bytes(), durable=False)
+    fsio.write_atomic(file, markers.marker_bytes(replace(done, state="dropped")), durable=False)
 
 
 def remove_generation(path: Path, old: DoneMarker) -> None:
@@ -79,7 +79,7 @@ def take_back_everything(path: Path) -> None:
 
 
 def remove_superseded(path: Path) -> None:
-    """Remove files of generations before the committed ones, left by a process that died after a commit; one listing."""
+    """Remove files of generations before the committed ones, left by a process that died after a commit."""
     found: list[tuple[Path, int, int]] = []
     for folder, pattern in (("shards", markers.DATA_NAME), ("errors", markers.LEDGER_NAME)):
         with os.scandir(path / folder) as entries:

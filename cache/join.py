@@ -140,7 +140,8 @@ def _refuse_other_captions(left: Cache, right: Cache, lefts: Indices, rights: In
         for row, one, other in zip(ours.tolist(), left.captions(ours), right.captions(theirs), strict=True):
             if one is not None and other is not None and one != other:
                 raise JoinError(
-                    f"The key {left.keys([row])[0]!r} stands for different captions: {one!r} on the left, {other!r} on the right.",
+                    f"The key {left.keys([row])[0]!r} stands for different captions: "
+                    f"{one!r} on the left, {other!r} on the right.",
                     where=where,
                     todo="encode both caches from the same file",
                 )

@@ -1,9 +1,9 @@
 """Key look-up through a derived, memory-mapped index: 16 bytes a row.
 
-``index/keys-<id>.idx`` holds the 64-bit hashes of all keys in ascending order (N x uint64, little-endian), then the row of each
-(N x uint64). The id is a digest over the committed shards, so an index is never used for other content. It is built when first
-needed, a partition of the hash range at a time, and may be deleted at any time. A hash only nominates rows: the key itself is
-compared before a row is returned.
+``index/keys-<id>.idx`` holds the 64-bit hashes of all keys in ascending order (N x uint64, little-endian), then the
+row of each (N x uint64). The id is a digest over the committed shards, so an index is never used for other content.
+It is built when first needed, a partition of the hash range at a time, and may be deleted at any time. A hash only
+nominates rows: the key itself is compared before a row is returned.
 """
 
 from __future__ import annotations
@@ -206,7 +206,8 @@ def _refuse_duplicates(cache: Cache, hashes: Hashes, rows: Indices, twins: Indic
         for row, key in zip(group.tolist(), cache.keys(group), strict=True):
             if key in seen:
                 raise DuplicateKeyError(
-                    f"Rows {seen[key]} and {row} have the same key {key!r} ({_where(cache, seen[key])}; {_where(cache, row)}).",
+                    f"Rows {seen[key]} and {row} have the same key {key!r} "
+                    f"({_where(cache, seen[key])}; {_where(cache, row)}).",
                     where=str(cache.path),
                     todo="rename one of the two items, or choose another key column, and encode again",
                 )

@@ -59,7 +59,7 @@ def caption_key(key: str, number: int) -> str:
 
 
 def table_key(stem: str, line: int, value: object | None) -> str:
-    """Key of a row of a JSONL, CSV or parquet file: the value of its key column, else the line as in :func:`text_line_key`.
+    """Key of a row of a JSONL, CSV or parquet file: its key column, else the line as in :func:`text_line_key`.
 
     Integral numbers are written without a fraction, so that ``7`` of a CSV and ``7`` of a parquet file are one key.
     """

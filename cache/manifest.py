@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from . import canonical
 from .errors import CacheError, FingerprintError
@@ -41,7 +41,8 @@ class CacheManifest:
         Stored type.
     kind : {"encoded", "imported", "completed", "projected"}
     made_from : mapping
-        For derived caches the parents' content ids and the settings; JSON-able, without times, hosts and absolute paths.
+        For derived caches the parents' content ids and the settings; JSON-able, without times, hosts and absolute
+        paths.
     accepted : tuple of str
         Other fingerprints whose rows were accepted as equal (``--accept-fingerprint``).
     """
@@ -133,7 +134,7 @@ def read_manifest(path: Path) -> CacheManifest:
     made_from = canonical.field({"made_from": record.get("made_from", {})}, "made_from", dict, file, todo)
     try:
         return CacheManifest(
-            **cast(dict[str, Any], texts),
+            **texts,
             dim=canonical.field(record, "dim", int, file, todo),
             made_from=made_from,
             accepted=tuple(str(one) for one in accepted),

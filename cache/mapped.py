@@ -74,7 +74,7 @@ class MappedFile:
             self.release()
 
     def sorted_spans(self, row_bytes: int, rows: Indices) -> Iterator[slice]:
-        """Slices of the ascending ``rows`` that each stretch over at most :data:`SPAN` bytes; pages are released after each."""
+        """Slices of the ascending ``rows`` that each stretch over at most :data:`SPAN` bytes; pages are released."""
         at = 0
         while at < len(rows):
             end = int(np.searchsorted(rows, rows[at] + max(1, SPAN // row_bytes), side="left"))

@@ -1,4 +1,4 @@
-"""The done marker: the sidecar whose replacement commits a shard. Values, their checks, and the listing of a cache's markers."""
+"""The done marker: the sidecar whose replacement commits a shard. Values, their checks, and their listing."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ class DoneMarker:
         """Bytes of one vector."""
         return self.dim * self.stored_dtype.itemsize
 
-    def to_bytes(self) -> bytes:
-        """The marker file."""
-        return canonical.to_pretty({"format": FORMAT, "version": VERSION, **asdict(self)})
+
+def marker_bytes(marker: DoneMarker) -> bytes:
+    """The marker file."""
+    return canonical.to_pretty({"format": FORMAT, "version": VERSION, **asdict(marker)})
 
 
 def read_marker(path: Path) -> DoneMarker:

@@ -1,4 +1,4 @@
-"""The shard plan: which stretch of the input becomes which shard. Values only; corpora make plans, the writer follows them.
+"""The shard plan: which stretch of the input becomes which shard. Corpora make plans, the writer follows them.
 
 A plan depends on the inputs and the shard size alone, so two encoders over one corpus give row-parallel caches.
 """
@@ -19,8 +19,9 @@ class Piece:
     Parameters
     ----------
     kind : str
-        ``lines`` byte range of a text, JSONL or CSV file; ``rows`` row range of a parquet file; ``files`` a run of sorted files
-        of one folder; ``tar`` one whole archive; ``shard`` one shard of a parent cache (completion, projection).
+        ``lines`` byte range of a text, JSONL or CSV file; ``rows`` row range of a parquet file; ``files`` a run of
+        sorted files of one folder; ``tar`` one whole archive; ``shard`` one shard of a parent cache (completion,
+        projection).
     source : str
         Name of the source relative to the input that was given; never an absolute path.
     rows : int or None

@@ -50,7 +50,7 @@ class Cache:
         for m in self.shards:
             if (m.dim, m.dtype) != (self.manifest.dim, self.manifest.dtype):
                 raise CacheError(
-                    f"Shard {m.shard} holds {m.dtype} of dim {m.dim}, the cache {self.manifest.dtype} of dim {self.dim}.",
+                    f"Shard {m.shard} holds {m.dtype} of dim {m.dim}, the cache {self.dtype} of dim {self.dim}.",
                     where=str(path),
                     todo=markers.TODO,
                 )
@@ -62,7 +62,7 @@ class Cache:
         return Cache, (self.path,)
 
     def __repr__(self) -> str:
-        return f"Cache({str(self.path)!r}: {len(self)} x {self.dim} {self.dtype}, {self.modality} in {self.manifest.space_name})"
+        return f"Cache({str(self.path)!r}: {len(self)} x {self.dim}, {self.modality} in {self.manifest.space_name})"
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -207,10 +207,10 @@ class Cache:
         wanted = np.atleast_1d(np.asarray(indices))
         if wanted.size and (wanted.dtype.kind not in "iu" or wanted.ndim != 1):
             raise IndexError(f"rows are asked for by a list of integers, not {wanted.dtype} {wanted.shape}")
-        wanted = wanted.astype(np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked for; {self.path} has {len(self)} rows")
-        return wanted
+        rows: Indices = wanted.astype(np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for; {self.path} has {len(self)} rows")
+        return rows
 
     def _by_shard(self, wanted: Indices) -> Iterator[tuple[int, Indices, Indices]]:
         """(shard, places in ``wanted``, ascending rows within the shard) for each shard that is touched."""
@@ -231,7 +231,7 @@ class Cache:
         return keys
 
     def raw_keys(self, start: int, stop: int) -> Iterator[npt.NDArray[np.bytes_]]:
-        """Keys of the global rows ``start`` to ``stop`` as NUL-padded UTF-8, a copied array for each stretch of a shard."""
+        """Keys of the global rows ``start`` to ``stop`` as NUL-padded UTF-8, one array for each stretch of a shard."""
         for shard, first, last in self._runs(start, stop):
             file, column = self._key_column(shard)
             for low, high in file.spans(self.shards[shard].key_length, first, last):
@@ -285,7 +285,7 @@ class Cache:
         return [json.loads(text) if text else None for text in self._texts("meta", indices)]
 
     def source_path(self, index: int) -> Path | None:
-        """The original file of a row, looked for under the input roots of the newest run first; None if it is not there."""
+        """The original file of a row, looked for under the input roots of the newest run first; None if not there."""
         from .runs import find_source
 
         source = self.sources([index])[0]

@@ -16,9 +16,9 @@ _SMALL = 1e-15
 def to_float32(stored: Stored, out: Float32) -> None:
     """Widen ``stored`` (B, D) into ``out`` (B, D), exactly.
 
-    Halves are widened by moving their bits: exponent and mantissa 13 places up, then one multiplication by 2^112 for the
-    difference of the exponents' biases (subnormals included). That is several times faster than NumPy's conversion.
-    Infinities and NaN, which a cache never holds, would not survive.
+    Halves are widened by moving their bits: exponent and mantissa 13 places up, then one multiplication by 2^112 for
+    the difference of the exponents' biases (subnormals included). That is several times faster than NumPy's
+    conversion. Infinities and NaN, which a cache never holds, would not survive.
     """
     if stored.dtype != np.dtype("<f2"):
         out[...] = stored

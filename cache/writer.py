@@ -1,4 +1,4 @@
-"""The writer: atomic shards, done markers, resume, appending. A shard counts from the moment its marker is in place, not before."""
+"""The writer: atomic shards, done markers, resume, appending. A shard exists once its marker is in place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["CacheWriter", "ShardData", "write_cache"]
 
 
 class CacheWriter:
-    """Writes one cache. Several processes may each hold a writer of the same cache as long as they write different shards.
+    """Writes one cache. Several processes may each hold a writer of the same cache, writing different shards.
 
     Use :meth:`open`; the writer is a context manager whose exit sweeps temporary files of dead processes.
     """
@@ -176,7 +176,8 @@ class CacheWriter:
         Raises
         ------
         CacheError
-            Rows and lost items are not ``expected``, invalid vectors, or the disk refuses; nothing that was done before is lost.
+            Rows and lost items are not ``expected``, invalid vectors, or the disk refuses; nothing that was done
+            before is lost.
         DuplicateKeyError
             Two rows have the same key; names both sources.
         """
@@ -184,8 +185,8 @@ class CacheWriter:
         lost = sum(failure.lost for failure in failures)
         if len(data.keys) + lost != expected:
             raise CacheError(
-                f"Shard {name} has {len(data.keys)} rows and {lost} lost items of {expected} expected: every item is a row or a "
-                "line of the ledger.",
+                f"Shard {name} has {len(data.keys)} rows and {lost} lost items of {expected} expected: "
+                "every item is a row or a line of the ledger.",
                 where=str(self.path),
             )
         before = self._marker(unit.shard)
@@ -230,7 +231,7 @@ class CacheWriter:
             fsio.remove(ledger_file)
         shards = self.path / "shards"
         fsio.write_atomic(shards / done.file, image, lambda temporary: check_file(temporary, done))
-        fsio.write_atomic(shards / markers.marker_name(done.shard), done.to_bytes())
+        fsio.write_atomic(shards / markers.marker_name(done.shard), markers.marker_bytes(done))
 
     def _plan_of(self, unit: Unit) -> int:
         for plan in reversed(self.plans):
