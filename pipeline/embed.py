@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -148,10 +148,9 @@ def encode_inputs(
     """
     if modality not in MODALITIES:
         raise EncoderError(f"There is no modality {modality!r}.", todo=f"give one of {', '.join(MODALITIES)}")
-    kind = cast("Modality", modality)
-    items = [_item(value, kind, n) for n, value in enumerate(inputs)]
-    tower = load_tower(encoder, kind, device) if isinstance(encoder, str) else encoder
-    _check_tower(tower, kind, space_id)
+    items = [_item(value, modality, n) for n, value in enumerate(inputs)]
+    tower = load_tower(encoder, modality, device) if isinstance(encoder, str) else encoder
+    _check_tower(tower, modality, space_id)
     rows = [
         tower.encode([_decode(tower, item) for item in items[at : at + BATCH]]) for at in range(0, len(items), BATCH)
     ]

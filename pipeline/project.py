@@ -18,6 +18,7 @@ from ..cache.errors import CmcrError
 from ..cache.housekeeping import drop, remove_generation
 from ..cache.ledger import Failure
 from ..cache.manifest import CacheManifest, plan_bytes, plan_name
+from ..cache.marker import find_marker
 from ..cache.plan import Piece, Plan, Unit
 from ..cache.reader import Cache
 from ..cache.writer import CacheWriter, ShardData
@@ -218,7 +219,7 @@ def _renew(writer: CacheWriter, wanted: dict[str, tuple[Piece, npt.NDArray[np.in
 
 def _take_back(writer: CacheWriter, unit: Unit) -> bool:
     """Drop a shard whose input is gone, so that no search finds rows that the raw cache no longer has."""
-    found = writer.marker(unit.shard)
+    found = find_marker(writer.path, unit.shard)
     if found is None or found.state != "done":
         return False
     drop(writer.path, found)
