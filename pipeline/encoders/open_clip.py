@@ -5,7 +5,7 @@ Names
 ``open_clip:MODEL/TAG``          published weights, from open_clip's cache or by its own download
 ``open_clip:MODEL/FILE``         a local .pt, .bin or .safetensors: ``open_clip:RN50-quickgelu//data/clip.safetensors``
 ``open_clip:MODEL/TAG@FILE``     the same, where a model's published weights differ in activation or preprocessing
-``open_clip:MODEL/custom@FILE``  your own training run: the model's activation, open_clip's default preprocessing
+``open_clip:MODEL/custom@FILE``  your own training run, with the model's activation and preprocessing
 ``open_clip:hf-hub:ORG/REPO``    a repository of the hub that carries its own configuration
 ``open_clip:local-dir:FOLDER``   a folder that does
 """

@@ -63,7 +63,7 @@ def choose(model: str, weights: str | None) -> Choice:
         if tag != CUSTOM:
             _check_tag(model, tag)
         claimed = None if tag == CUSTOM else tag
-        return Choice("file", model, claimed, _existing(path), claimed)
+        return Choice("file", model, claimed, _existing(path), claimed or _tag_of_common_preprocessing(model))
     if "/" in weights or weights.endswith(FILE_ENDINGS):
         return Choice("file", model, None, _existing(weights), _tag_of_bare_file(model, weights))
     _check_tag(model, weights)
@@ -128,6 +128,15 @@ def _twin_with_right_activation(model: str, tag: str) -> str | None:
     return twin if is_pretrained_cfg(twin, tag) else None
 
 
+def _tag_of_common_preprocessing(model: str) -> str | None:
+    """A tag that stands for the preprocessing of a model where its tags agree on it; None: open_clip's default."""
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(model)
+    kinds = {tuple(tag_settings(model, tag)[name] for name in _PREPROCESSING) for tag in tags}
+    return tags[0] if len(kinds) == 1 else None
+
+
 def _tag_of_bare_file(model: str, path: str) -> str | None:
     """A tag that stands for all tags of a model where they agree, None where it has none; refuses a disagreement."""
     from open_clip.pretrained import list_pretrained_tags_by_model
@@ -177,7 +186,8 @@ def _tags_of(model: str) -> str:
     tags = list_pretrained_tags_by_model(model)
     if not tags:
         return f"{model} has no published weights; give a file: open_clip:{model}/path/to/weights.safetensors"
-    return f"weights of {model}: {', '.join(tags)}; or a file: open_clip:{model}/path/to/weights.safetensors"
+    shown = ", ".join(tags[:8]) + (f" and {len(tags) - 8} more" if len(tags) > 8 else "")
+    return f"weights of {model}: {shown}; or a file: open_clip:{model}/path/to/weights.safetensors"
 
 
 def file_of_tag(choice: Choice, modality: str, cache_dir: str | None = None) -> Path:

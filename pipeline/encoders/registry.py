@@ -153,6 +153,8 @@ def _unknown(name: str) -> EncoderError:
         guess = f"did you mean {near[0]}:{rest or 'MODEL/WEIGHTS'}?"
     elif near:
         guess = f"did you mean {near[0]}?"
+    elif not colon and "/" in name:
+        guess = f"did you mean open_clip:{name}?"
     else:
         guess = f"families: {', '.join(families())}; short names: {', '.join(SHORT_NAMES)}; or my.py:MyEncoder"
     what = (
