@@ -184,7 +184,7 @@ def _ask(
         return raw_queries(modality, values), embed(connector, space=space, encoder=encoder, **raw)
     if any(asked.get(flag) is not None for flag in FLAGS):
         raise CmcrError(
-            "A search is asked with a query cache or with a raw input, not with both.", todo="drop one of them"
+            "A search is asked with a query cache or with a raw input, not both.", todo="drop one of them"
         )
     cache = as_cache(query)
     view = SharedView(cache, connector)
