@@ -22,7 +22,7 @@ _CLOSED_FORM = ("identity", "procrustes", "ridge", "bridge")
 
 
 def model_card(connector: Connector) -> str:
-    """Markdown: what the connector joins, from what it was made, how to use it, what it costs and under which licences."""
+    """Markdown: what the connector joins, what it was made from, how to use it, what it costs, under which licences."""
     sections = [
         _head(connector),
         _spaces(connector),
@@ -41,8 +41,8 @@ def _head(connector: Connector) -> str:
     return (
         f"# Connector of {names}\n\n"
         f"Heads that take vectors of {names} into one shared space of {connector.dim} dimensions. The method "
-        f"`{connector.info.method}` made them from cached vectors of frozen encoders, through a modality that both spaces "
-        f"have ([C-MCR](https://arxiv.org/abs/2305.14381)).{gains}"
+        f"`{connector.info.method}` made them from cached vectors of frozen encoders, through a modality that both "
+        f"spaces have ([C-MCR](https://arxiv.org/abs/2305.14381)).{gains}"
     )
 
 
@@ -113,38 +113,46 @@ Input vectors are normalised first. Loading needs torch, safetensors and numpy a
 
 
 def _source_spaces(connector: Connector) -> str:
-    kept = connector.kept
-    changed = [name for name in connector.spaces if name not in kept]
+    """What each head does to comparisons inside its own space."""
+    kinds = {name: connector.heads[name].spec.kind for name in connector.spaces}
+    kept = [f"`{name}`" for name in connector.kept]
+    linear = [f"`{name}`" for name, kind in kinds.items() if kind == "affine"]
+    changed = [f"`{name}`" for name, kind in kinds.items() if kind not in ("identity", "affine")]
     lines = ["## What projection does to the source spaces", ""]
     if kept:
-        names = _listed([f"`{name}`" for name in kept])
-        lines.append(f"{names} is kept: existing vectors and indexes work as they are.")
-    if changed:
-        names = _listed([f"`{name}`" for name in changed])
+        lines.append(f"Kept as they are: {_listed(kept)}. Existing vectors and indexes work untouched.")
+    if linear:
         lines.append(
-            f"Vectors of {names} change, and comparisons *inside* such a space (text with image in CLIP, say) usually get "
-            "worse: published figures for C-MCR are ImageNet top-1 of CLIP ViT-B/32 from 60.58 to 23.16 and COCO R@1 from "
-            "40.24 to 16.67. Keep the original vectors for those comparisons, and measure the damage with "
+            f"Through a linear map: {_listed(linear)}. Comparisons inside such a space stay the same where the map is "
+            "orthogonal and nothing is subtracted; a centring mean and a ridge map change them."
+        )
+    if changed:
+        lines.append(
+            f"Changed: {_listed(changed)}. Comparisons *inside* such a space (text with image in CLIP, say) get "
+            "worse as a rule: published figures for C-MCR are ImageNet top-1 of CLIP ViT-B/32 from 60.58 to 23.16 and COCO "
+            "R@1 from 40.24 to 16.67. Keep the original vectors for those comparisons; measure the damage with "
             "`cmcr evaluate retrieval`, once with `--connector` and once without."
         )
     return "\n".join(lines)
 
 
 def _made_from(connector: Connector) -> str:
-    made = connector.info.made_from
-    lines = ["## Made from", ""]
-    if connector.info.method in _CLOSED_FORM:
-        lines += [
-            f"`{connector.info.method}` is training-free: it is computed in closed form and has no training curve.",
-            "",
-        ]
-    else:
-        lines += ["The losses over the steps are in `curve.png`, `metrics.jsonl` and `tensorboard/`.", ""]
-    lines += ["`recipe.toml` holds every setting. Fitted on:", "", "```json", _pretty(made), "```", ""]
-    lines += [
-        "Versions: " + (", ".join(f"{k} {v}" for k, v in sorted(connector.info.versions.items())) or UNKNOWN) + "."
-    ]
-    return "\n".join(lines)
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(connector.info.versions.items()))
+    steps = (
+        f"`{connector.info.method}` is computed in closed form: there is no training curve."
+        if connector.info.method in _CLOSED_FORM
+        else "The losses over the steps are in `curve.png`, `metrics.jsonl` and `tensorboard/`."
+    )
+    made = _pretty(connector.info.made_from)
+    return f"""## Made from
+
+{steps} `recipe.toml` holds every setting. Fitted on:
+
+```json
+{made}
+```
+
+Versions: {versions or UNKNOWN}."""
 
 
 def _pretty(value: Mapping[str, Any]) -> str:
