@@ -58,7 +58,11 @@ class FilesSource:
 
     def explicit_keys(self) -> Iterator[tuple[str, str]]:
         """Key and full path of every file."""
-        return ((stem(path), str(self.place / path)) for path in self.files)
+        return ((key, str(self.place / path)) for path in self.files for key in self.keys_of(path))
+
+    def keys_of(self, path: str) -> list[str]:
+        """Keys of the items of a file."""
+        return [stem(path)]
 
     def holds(self, key: str) -> bool:
         """Folders have no prefix of their own."""
@@ -67,14 +71,15 @@ class FilesSource:
     def survey(self, task: Task) -> Survey:
         """Keep earlier files whose identity agrees; plan the files that are new."""
         for path in self.files:
-            task.keys.add(self, stem(path))
+            for key in self.keys_of(path):
+                task.keys.add(self, key)
         known, changed, vanished = self._compare(task.earlier)
         planned = {path for piece in task.earlier for path, _ in piece.files}
         stems = {stem(path) for path in planned}
         fresh: list[str] = []
         unseen = [path for path in self.files if path not in planned]
         for block in (unseen[i : i + _KEY_BLOCK] for i in range(0, len(unseen), _KEY_BLOCK)):
-            for path, done in zip(block, task.known_keys([stem(path) for path in block]), strict=True):
+            for path, done in zip(block, task.known_keys([self.keys_of(path)[0] for path in block]), strict=True):
                 if stem(path) in stems:
                     changed.append(f"{path} (another file had the key {stem(path)!r} before)")
                 elif done:
@@ -87,10 +92,20 @@ class FilesSource:
     def _pack(self, fresh: Sequence[str], task: Task) -> None:
         used = 0
         while used < len(fresh):
-            run = fresh[used : used + task.packer.room]
+            run, rows = self._run(fresh[used : used + task.packer.room], task.packer.room)
             sizes, identity = self._identify(run)
-            task.packer.add(Piece("files", self.name, len(run), identity, files=tuple(zip(run, sizes, strict=True))))
+            task.packer.add(Piece("files", self.name, rows, identity, files=tuple(zip(run, sizes, strict=True))))
             used += len(run)
+
+    def _run(self, paths: Sequence[str], room: int) -> tuple[Sequence[str], int]:
+        """The first of the files whose items fit into ``room``, at least one, and how many items these are."""
+        rows = 0
+        for taken, path in enumerate(paths):
+            count = len(self.keys_of(path))
+            if taken and rows + count > room:
+                return paths[:taken], rows
+            rows += count
+        return paths, rows
 
     def _identify(self, paths: Iterable[str]) -> tuple[list[int], str]:
         digest, sizes = FilesDigest(), []
@@ -128,16 +143,21 @@ class FilesSource:
             if isinstance(found, Failure):
                 now, ends = _look(self.place, path)
                 digest.add(path, now, ends)
-                yield Failure(stem(path), found.stage, found.error, found.message)
+                for key in self.keys_of(path):
+                    yield Failure(key, found.stage, found.error, found.message)
                 continue
             digest.add(path, len(found), ends_of(found))
             if len(found) != size:
                 raise stale(self.place, f"{path} had {size} bytes and has {len(found)}")
-            caption, meta = self._beside(path)
-            yield Item(stem(path), found, name=path, caption=caption, source=path, meta=meta)
+            yield from self.items_of(path, found)
         if digest.hexdigest() != piece.identity:
             names = f"{piece.files[0][0]} … {piece.files[-1][0]}"
             raise stale(self.place, f"at least one of {len(piece.files)} files ({names}) is other or gone")
+
+    def items_of(self, path: str, data: bytes) -> Iterator[Item | Failure]:
+        """The item of a media file, with what lies beside it."""
+        caption, meta = self._beside(path)
+        yield Item(stem(path), data, name=path, caption=caption, source=path, meta=meta)
 
     def _beside(self, path: str) -> tuple[str | None, dict[str, Any] | None]:
         """Caption and record of the companions of a media file."""

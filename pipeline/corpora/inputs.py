@@ -12,6 +12,7 @@ from pathlib import Path
 from ...cache.errors import CorpusError
 from ..encoders.base import MODALITIES, Modality
 from .base import CorpusSettings, Source
+from .caption_files import CaptionFilesSource
 from .columns import NoColumnError
 from .corpus import FileCorpus
 from .folders import FilesSource, Listing, list_folder
@@ -170,6 +171,8 @@ class _Builder:
         chosen = [path for path in files if extension(path) in media]
         stems = {stem(path) for path in chosen}
         companions = {p for p in files if extension(p) in CAPTION | RECORD and stem(p) in stems} if chosen else set()
+        if self.modality == "text" and not found.named:
+            companions = self._beside_media(found, files)
         rest = [path for path in files if extension(path) not in media and path not in companions]
         if chosen:
             name = self._distinct(found.root.name or "root")
@@ -180,6 +183,15 @@ class _Builder:
             if not self._open(found, path):
                 left[extension(path)] += 1
         self._remark(found, left, len(found.files) - len(files))
+
+    def _beside_media(self, found: Found, files: Sequence[str]) -> set[str]:
+        """Open the caption files that lie beside media files as one source."""
+        stems = {stem(path) for path in files if any(extension(path) in kinds for kinds in MEDIA.values())}
+        beside = sorted(path for path in files if extension(path) in CAPTION and stem(path) in stems)
+        if beside:
+            name = self._distinct(found.root.name or "root")
+            self.sources.append(CaptionFilesSource(name, found.root, tuple(beside), settings=self.settings))
+        return set(beside)
 
     def _open(self, found: Found, path: str) -> bool:
         """Open a file that is no media file; False if it is nothing of the modality."""
@@ -220,7 +232,8 @@ class _Builder:
 
     def _wanted(self, path: str) -> bool:
         pattern = self.settings.pattern
-        return pattern is None or fnmatchcase(path, pattern) or extension(path) in ARCHIVES | CAPTION | RECORD
+        beside = ARCHIVES if self.modality == "text" else ARCHIVES | CAPTION | RECORD
+        return pattern is None or fnmatchcase(path, pattern) or extension(path) in beside
 
     def _distinct(self, name: str) -> str:
         """The name, or ``name~2``, ``name~3`` ... where earlier sources have it."""

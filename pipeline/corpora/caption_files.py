@@ -1,0 +1,53 @@
+"""Caption files that lie beside media files: ``a.txt`` next to ``a.jpg`` holds the captions of the item ``a``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...cache.keys import caption_key
+from ...cache.ledger import Failure
+from ..encoders.base import Item
+from .columns import caption_problem
+from .folders import FilesSource, load_file
+from .keys import stem
+
+
+@dataclass(frozen=True)
+class CaptionFilesSource(FilesSource):
+    """A run of caption files: keys are those of the media files, ``key#0`` ... where one has several lines."""
+
+    _counts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def keys_of(self, path: str) -> list[str]:
+        """One key for each caption; one for a file that has none, which becomes a failure."""
+        if path not in self._counts:
+            found = load_file(self.place, path, self.settings.max_item_bytes)
+            self._counts[path] = 1 if isinstance(found, Failure) else len(_lines(found))
+        return _keys(path, self._counts[path])
+
+    def items_of(self, path: str, data: bytes) -> Iterator[Item | Failure]:
+        """The captions of a file, in order."""
+        lines = _lines(data)
+        for key, line in zip(_keys(path, len(lines)), lines, strict=True):
+            try:
+                caption = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                yield Failure(
+                    key, "read", "UnicodeDecodeError", f"{path}: not UTF-8 at byte {error.start} of the caption"
+                )
+                continue
+            if problem := caption_problem(caption):
+                yield Failure(key, "read", "BadCaption", f"{path}: {problem}")
+            else:
+                yield Item(key, caption, name=path, caption=caption, source=path)
+
+
+def _keys(path: str, count: int) -> list[str]:
+    return [stem(path)] if count == 1 else [caption_key(stem(path), number) for number in range(count)]
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """The lines of a caption file that are not blank; one blank line for a file without any."""
+    lines = (line.rstrip(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
+    return [line for line in lines if line.strip()] or [b""]
