@@ -8,15 +8,32 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any, List, Optional  # noqa: UP035  (Typer reads these at run time on Python 3.10)
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from .cache._version import __version__
 from .cache.errors import CmcrError, RecipeError
 
+
+class _Commands(typer.core.TyperGroup):
+    """Errors of any command become one message and a true exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CmcrError as error:
+            _say(f"error: {error}")
+            sys.exit(1)
+        except KeyboardInterrupt:
+            _say("interrupted; what is written stays: run the same command again to go on")
+            sys.exit(130)
+
+
 app = typer.Typer(
     name="cmcr",
+    cls=_Commands,
     help="Connect frozen contrastive models (CLIP, CLAP, ULIP) without paired data.",
     no_args_is_help=True,
     add_completion=False,
@@ -33,13 +50,19 @@ app.add_typer(connector_app, name="connector")
 Output = Annotated[Path, typer.Option("--output", help="Folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")]
-BatchSize = Annotated[Optional[int], typer.Option("--batch-size", help="Rows at once; halved when memory runs out.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Rows at once; halved when memory runs out.")]
 Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the device has it.")]
-Workers = Annotated[Optional[int], typer.Option("--workers", help="Decoding threads; default: by the machine.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Decoding threads; default: by the machine.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --output holds.")]
-Encoder = Annotated[Optional[str], typer.Option("--encoder", help="family:model/weights, a short name, or my.py:MyEncoder.")]
+Encoder = Annotated[
+    str | None, typer.Option("--encoder", help="family:model/weights, a short name, or my.py:MyEncoder.")
+]
+
+
+Connector = Annotated[Path, typer.Option("--connector", help="Connector folder.")]
+CachePath = Annotated[Path, typer.Argument(help="The cache.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -50,3 +73,402 @@ def root(
     if version:
         typer.echo(f"cmcr {__version__}")
         raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Output,
+    seed: Seed = 0,
+    size: Annotated[str, typer.Option("--size", help="full, or small for a first look in seconds.")] = "full",
+    only_corpora: Annotated[bool, typer.Option("--only-corpora", help="Write the sandbox corpora and stop.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run the whole job in the sandbox world and leave a report: audio to image, and 3D to text."""
+    from .pipeline.demo import demo as run
+
+    say = None if quiet or json else _say
+    result = run(output, seed=seed, size=size, only_corpora=only_corpora, overwrite=overwrite, say=say)
+    _show(result.lines(), result.to_json(), json)
+
+
+@app.command()
+def encode(
+    modality: Annotated[str, typer.Option("--modality", help="text, image, audio or pointcloud.")],
+    output: Output,
+    input: Annotated[list[str], typer.Option("--input", help="Text file, table, folder, glob or tars; may repeat.")],
+    more: Annotated[list[str] | None, typer.Argument(help="More inputs, as a shell leaves them.")] = None,
+    encoder: Encoder = None,
+    key_column: Annotated[str | None, typer.Option("--key-column", help="Column of a table with the key.")] = None,
+    caption_column: Annotated[str | None, typer.Option("--caption-column", help="Column with the caption.")] = None,
+    path_column: Annotated[str | None, typer.Option("--path-column", help="Column with the media file.")] = None,
+    pattern: Annotated[str | None, typer.Option("--pattern", help="Only files of a folder that match.")] = None,
+    tar_key: Annotated[str, typer.Option("--tar-key", help="A key ends at the first-dot or last-dot.")] = "first-dot",
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Items at once; halved when memory runs out.")] = 64,
+    precision: Precision = "fp32",
+    workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0: by the machine.")] = 0,
+    shard_size: Annotated[int, typer.Option("--shard-size", help="Rows in a shard.")] = 8192,
+    dtype: Annotated[str, typer.Option("--dtype", help="Stored type: float16 or float32.")] = "float16",
+    overwrite: Overwrite = False,
+    accept_fingerprint: Annotated[
+        bool, typer.Option("--accept-fingerprint", help="Go on although the encoder is not the one of the cache.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Encode shards with failures again.")] = False,
+    max_failure_rate: Annotated[
+        float, typer.Option("--max-failure-rate", help="Stop beyond this share of failed items.")
+    ] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, disk and time; write nothing.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encode a corpus into a cache; run it again to resume, or with new input to append."""
+    settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    from .pipeline import terminal
+    from .pipeline.encode import encode as run
+    from .pipeline.encode import plan_encode
+    from .pipeline.progress import RichProgress
+
+    inputs = [*input, *(more or ())]
+    if dry_run:
+        plan = plan_encode(inputs, output, **settings)
+        _show(terminal.dry_run_lines(plan), plan.to_json(), json)
+        return
+    with _maybe(quiet or json, lambda: RichProgress(f"encode {modality}")) as progress:
+        report = run(inputs, output, progress=progress, **settings)
+    _show(terminal.encode_lines(report), report.to_json(), json)
+
+
+_NOT_SETTINGS = {"output", "input", "more", "dry_run", "quiet", "json"}
+
+
+@app.command()
+def complete(
+    query: Annotated[Path, typer.Option("--query", help="Cache of the overlapping modality.")],
+    bank: Annotated[list[Path], typer.Option("--bank", help="Memory bank of the same space; may repeat.")],
+    output: Output,
+    tau: Annotated[float, typer.Option("--tau", help="Temperature of the softmax over the bank.")] = 0.01,
+    bank_rows: Annotated[int | None, typer.Option("--bank-rows", help="Use a seeded sample of the bank.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Complete every row of a cache by the softmax-weighted retrieval from a memory bank."""
+    from .pipeline import terminal
+    from .trainer.completion import complete as run
+
+    with _maybe(quiet or json, lambda: _Bar("complete")) as progress:
+        report = run(
+            query,
+            bank,
+            output,
+            tau,
+            bank_rows=bank_rows,
+            seed=seed,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _show(terminal.completion_lines(report), report, json)
+
+
+@app.command()
+def fit(
+    config: Annotated[Path | None, typer.Option("--config", help="A recipe (TOML).")] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", help="Override, as in fit.lr=3e-4; may repeat.")] = None,
+    space: Annotated[
+        list[str] | None, typer.Option("--space", help="NAME=OVERLAP,BANK; twice, without --config.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="c-mcr, bridge, ridge, procrustes, identity, my.py:M.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder of the connector.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the overlap (36).")] = None,
+    batch_size: BatchSize = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate (1e-3).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32, or bf16 for the projectors.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option("--memory-budget", help="For vectors on a GPU, as in 2GB.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume."""
+    from .pipeline import terminal
+    from .trainer.fit import fit as run
+    from .trainer.recipe import Recipe, load_recipe
+
+    given = {
+        "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
+        "precision": precision, "memory_budget": memory_budget,
+    }  # fmt: skip
+    if (config is None) == (not space):
+        raise RecipeError(
+            "A fit needs either a recipe or two spaces.", todo="--config FILE, or --space twice with --method"
+        )
+    recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
+    say = None if quiet or json else _say
+    with _maybe(quiet or json, lambda: _Bar("fit")) as progress:
+        overrides = given if config else {}
+        result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
+    record = {"connector": str(result.folder), "metrics": dict(result.metrics), "seconds": result.seconds}
+    _show(terminal.fit_lines(result), record, json)
+
+
+@app.command()
+def project(
+    connector: Connector,
+    input: Annotated[Path, typer.Option("--input", help="Cache of one of the connector's spaces.")],
+    output: Output,
+    batch_size: BatchSize = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Project a cache into the shared space; run it again when the cache has grown."""
+    from .pipeline import terminal
+    from .pipeline.project import project as run
+
+    more = {} if batch_size is None else {"batch_size": batch_size}
+    report = run(connector, input, output, device=device, overwrite=overwrite, **more)
+    _show(terminal.project_lines(report), report, json)
+
+
+@app.command()
+def search(
+    connector: Connector,
+    gallery: Annotated[Path, typer.Option("--gallery", help="Cache to search: raw, or projected by the connector.")],
+    text: Annotated[list[str] | None, typer.Option("--text", help="Ask with words; may repeat.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="Ask with a picture; may repeat.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option("--audio", help="Ask with a sound; may repeat.")] = None,
+    points: Annotated[list[Path] | None, typer.Option("--points", help="Ask with a point cloud; may repeat.")] = None,
+    query: Annotated[Path | None, typer.Option("--query", help="Ask with the rows of a cache.")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="Only these rows of --query; may repeat.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Hits for each query.")] = 10,
+    space: Annotated[str | None, typer.Option("--space", help="Where two spaces have the modality.")] = None,
+    encoder: Encoder = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Also draw a contact sheet (PNG).")] = None,
+    json: Json = False,
+) -> None:
+    """Search a gallery by text, picture, sound, point cloud or cached vectors."""
+    from .pipeline.contact_sheet import contact_sheet
+    from .pipeline.search import search as run
+
+    asked = {"text": text, "image": image, "audio": audio, "points": points, "query": query, "key": key}
+    given: Any = {name: value for name, value in asked.items() if value}
+    result = run(connector, gallery, k=k, space=space, encoder=encoder, device=device, **given)
+    _show([result.table(), *result.notes], result.to_json(), json)
+    if sheet is not None:
+        contact_sheet(result, sheet)
+        _say(f"contact sheet: {sheet}")
+
+
+@evaluate_app.command("retrieval")
+def evaluate_retrieval(
+    query: Annotated[Path, typer.Option("--query", help="Cache of queries.")],
+    gallery: Annotated[Path, typer.Option("--gallery", help="Cache of what is looked for.")],
+    connector: Annotated[
+        Path | None, typer.Option("--connector", help="Connector folder; none within one space.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="CSV: query key, gallery key.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Field of /meta; equal values are relevant.")] = None,
+    ks: Annotated[str, typer.Option("--ks", help="Cut-offs of recall.")] = "1,5,10",
+    ties: Annotated[str, typer.Option("--ties", help="expected, or optimistic.")] = "expected",
+    output: Annotated[Path | None, typer.Option("--output", help="Also write the result as a JSON file.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    json: Json = False,
+) -> None:
+    """Recall, mAP and ranks, both directions; equal keys are relevant unless pairs or a label say otherwise."""
+    from .pipeline.evaluate import evaluate as run
+
+    cuts = tuple(_number(part, "--ks") for part in ks.split(","))
+    report = run(
+        "retrieval", query=query, gallery=gallery, connector=connector, output=output, device=device,
+        pairs=pairs, label=label, ks=cuts, ties=ties,
+    )  # fmt: skip
+    _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@cache_app.command("ls")
+def cache_ls(
+    folder: Annotated[Path, typer.Argument(help="A folder with caches below it.")] = Path(),
+    json: Json = False,
+) -> None:
+    """List the caches below a folder."""
+    from .cache.listing import find_caches
+    from .pipeline import terminal
+
+    caches = find_caches(folder)
+    shown: list[Any] = [terminal.cache_table(caches)] if caches else [f"no cache below {folder}"]
+    _show(shown, [terminal.cache_record(cache) for cache in caches], json)
+
+
+@cache_app.command("info")
+def cache_info(
+    cache: CachePath,
+    errors: Annotated[bool, typer.Option("--errors", help="List the ledger.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what a cache holds and what made it."""
+    from .cache.reader import open_cache
+    from .pipeline import terminal
+
+    opened = open_cache(cache)
+    ledger = [vars(failure) for failure in opened.failures()] if errors else []
+    lines = [f"{f['key']}: {f['stage']}, {f['error']}: {f['message']}" for f in ledger]
+    record = terminal.cache_record(opened)
+    _show([*terminal.cache_lines(opened), *lines], {**record, "errors": ledger} if errors else record, json)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    cache: CachePath,
+    fast: Annotated[bool, typer.Option("--fast", help="Sizes and records only, no checksums.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take damaged shards back, so that encode redoes them.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check every shard, record and key of a cache; exit code 1 when something is wrong."""
+    from .cache.verify import repair as mend
+    from .cache.verify import verify
+    from .pipeline import terminal
+
+    if repair:
+        mended = mend(cache, deep=not fast)
+        _show(terminal.repair_lines(mended), mended, json)
+        return
+    report = verify(cache, deep=not fast)
+    _show(terminal.verify_lines(report), report, json)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@cache_app.command("import")
+def cache_import(
+    source: Annotated[Path, typer.Argument(help="A .npy file of vectors (N, D), or a clip-retrieval folder.")],
+    output: Output,
+    space: Annotated[str, typer.Option("--space", help="Short name of the space; equal names are one space.")],
+    modality: Annotated[
+        str | None, typer.Option("--modality", help="Of a .npy file: text, image, audio, pointcloud.")
+    ] = None,
+    keys: Annotated[str | None, typer.Option("--keys", help="rows, lines, or a .txt or .jsonl file.")] = None,
+    key_field: Annotated[str, typer.Option("--key-field", help="Field of the .jsonl file with the key.")] = "id",
+    captions: Annotated[Path | None, typer.Option("--captions", help="A .txt file, one caption a line.")] = None,
+    caption_field: Annotated[
+        str | None, typer.Option("--caption-field", help="Field of the .jsonl with the caption.")
+    ] = None,
+    key_column: Annotated[str | None, typer.Option("--key-column", help="Column of clip-retrieval metadata.")] = None,
+    encoder: Encoder = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Stored type: float16 or float32.")] = "float16",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make a cache from vectors that you already hold."""
+    from .cache.importer import import_clip_retrieval, import_npy
+    from .pipeline import terminal
+
+    shared: dict[str, Any] = {"space": space, "encoder": encoder, "dtype": dtype, "overwrite": overwrite}
+    if source.is_dir():
+        caches = import_clip_retrieval(source, output, key_column=key_column, **shared)
+    else:
+        if modality is None:
+            raise RecipeError(
+                "The modality of the vectors is not said.",
+                where=str(source),
+                todo="add --modality text, image, audio or pointcloud",
+            )
+        caches = [
+            import_npy(
+                source, output, modality=modality, keys=keys, key_field=key_field, captions=captions,
+                caption_field=caption_field, **shared,
+            )
+        ]  # fmt: skip
+    lines = [line for cache in caches for line in terminal.cache_lines(cache)]
+    _show(lines, [terminal.cache_record(cache) for cache in caches], json)
+
+
+@connector_app.command("info")
+def connector_info(folder: Annotated[Path, typer.Argument(help="Connector folder.")], json: Json = False) -> None:
+    """Say what a connector joins and what it was made from."""
+    from .pipeline import terminal
+    from .trainer.connector import Connector as Loaded
+
+    loaded = Loaded.load(folder)
+    _show(terminal.connector_lines(loaded), jsonlib.loads((folder / "config.json").read_text(encoding="utf-8")), json)
+
+
+class _Bar:
+    """A rich bar for work that counts (done, total)."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._title = title
+        self._task: Any = None
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int, record: Any = None) -> None:
+        """Show how far the work is; ``record`` may carry the newest loss."""
+        if self._task is None:
+            self._task = self._bar.add_task(self._title, total=total)
+        loss = f"  loss {record['loss']:.3f}" if record and "loss" in record else ""
+        self._bar.update(self._task, completed=done, total=total, description=f"{self._title}{loss}")
+
+
+def _maybe(silent: bool, make: Any) -> Any:
+    """The context manager that ``make`` gives, or one that gives None."""
+    from contextlib import nullcontext
+
+    return nullcontext() if silent else make()
+
+
+def _number(text: str, flag: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise RecipeError(f"{text!r} is not a whole number.", where=flag, todo="for example --ks 1,5,10") from None
+
+
+def _say(line: str) -> None:
+    """One line for people, apart from the result."""
+    typer.echo(line, err=True)
+
+
+def _show(lines: Any, record: Any, json: bool) -> None:
+    """Print a result: lines and tables for people, or one JSON document."""
+    if json:
+        from dataclasses import asdict, is_dataclass
+
+        plain = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+        typer.echo(jsonlib.dumps(plain, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    for line in lines:
+        console.print(line, markup=False) if isinstance(line, str) else Console().print(line)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""What the command line says of a result: values in, lines out. Printing itself stays in cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..cache.reader import Cache
+    from ..cache.verify import RepairReport, VerifyReport
+    from ..trainer.completion import CompletionReport
+    from ..trainer.connector import Connector
+    from ..trainer.fit import FitResult
+    from .encode_config import DryRun, EncodeReport
+    from .project import ProjectReport
+
+LISTED = 5
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``8.1 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    every = list(names)
+    shown = ", ".join(every[:LISTED])
+    return shown if len(every) <= LISTED else f"{shown} and {len(every) - LISTED:,} more"
+
+
+def encode_lines(report: EncodeReport) -> list[str]:
+    """What an encode run did, its failures by kind, and where to look."""
+    lines = [
+        f"{report.rows:,} rows in {report.shards_now} new shards of {report.output}"
+        f" ({report.encoder}, {report.dim}-d, {report.rate:,.0f} items/s, {duration(report.seconds)})"
+    ]
+    if report.shards_now == 0:
+        lines = [f"nothing to do: {report.output} is complete for these inputs ({report.encoder}, {report.dim}-d)"]
+    if report.shards_before:
+        lines.append(f"{report.shards_before} shards were done before and were not encoded again")
+    if report.failed:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.errors.items())
+        lines.append(f"{report.failed:,} items failed ({kinds}); each is a line of {report.output}/errors")
+    if report.remarks:
+        lines.append(f"{report.remarks:,} remarks in {report.output}/errors")
+    if report.truncated:
+        lines.append(f"{report.truncated:,} texts were longer than the encoder's context and were cut")
+    return lines + _sources(report.changed, report.vanished) + list(report.notes)
+
+
+def dry_run_lines(plan: DryRun) -> list[str]:
+    """What an encode run would do."""
+    time = "unknown" if plan.seconds is None else duration(plan.seconds)
+    lines = [
+        f"plan for {plan.output}: {plan.shards_now} shards to encode, {plan.shards_before} done",
+        f"rows {plan.rows:,}" + (f" and {plan.uncounted} archives not counted yet" if plan.uncounted else ""),
+        f"disk about {size(plan.disk_bytes)}, time about {time} ({plan.encoder}, {plan.dim}-d)",
+        "nothing was written",
+    ]
+    return lines + _sources(plan.changed, plan.vanished) + list(plan.notes)
+
+
+def _sources(changed: tuple[str, ...], vanished: tuple[str, ...]) -> list[str]:
+    lines = []
+    if changed:
+        lines.append(
+            f"changed since they were planned, rows kept as they were: {listed(changed)} (--overwrite encodes anew)"
+        )
+    if vanished:
+        lines.append(f"no longer in the input, rows kept: {listed(vanished)}")
+    return lines
+
+
+def completion_lines(report: CompletionReport) -> list[str]:
+    """What a completion did, with the line that says how sharp it is."""
+    before = f", {report.skipped} were done before" if report.skipped else ""
+    return [f"{report.rows:,} rows in {report.folder} ({report.shards} new shards{before})", report.line]
+
+
+def fit_lines(result: FitResult) -> list[str]:
+    """What a fit was made of and where it lies."""
+    connector, pairs = result.connector, result.pairs
+    join = pairs.report
+    lines = [
+        f"joined {join.matched:,} rows by key ({join.left_only:,} only in {pairs.names[0]}, {join.right_only:,} only in"
+        f" {pairs.names[1]})"
+    ]
+    lines += [f"{name}: {done.line}" for name, done in pairs.completions.items()]
+    loss = result.metrics.get("loss")
+    ended = f", last loss {loss:.3f}" if isinstance(loss, float) else ""
+    lines.append(f"fitted {' + '.join(connector.spaces)} into {connector.dim}-d in {duration(result.seconds)}{ended}")
+    return [*lines, f"connector: {result.folder}"]
+
+
+def project_lines(report: ProjectReport) -> list[str]:
+    """What a projection did."""
+    lines = [
+        f"{report.rows:,} rows of {report.space} projected into {report.output}"
+        f" ({report.dim}-d, {duration(report.seconds)})"
+    ]
+    if report.kept:
+        lines.append(f"{report.kept} shards were projected before and are still right")
+    if report.renewed:
+        lines.append(f"{report.renewed} shards were made again, since their input had changed")
+    if report.vanished:
+        lines.append(f"{report.vanished} shards were taken back, since their input is gone")
+    if report.failed:
+        lines.append(f"{report.failed:,} rows failed; each is a line of {report.output}/errors")
+    return lines + list(report.notes)
+
+
+def cache_lines(cache: Cache) -> list[str]:
+    """What a cache holds and what made it."""
+    m = cache.manifest
+    failed = sum(marker.failed for marker in cache.shards)
+    disk = sum(marker.bytes for marker in cache.shards)
+    return [
+        f"{cache.path}: {len(cache):,} rows of {m.modality}, {m.dim}-d {m.dtype}, {m.kind}",
+        f"space       {m.space_name} ({m.space_id})",
+        f"encoder     {m.encoder}",
+        f"fingerprint {m.fingerprint}",
+        f"shards      {len(cache.shards):,}, {size(disk)}, {failed:,} failed items",
+    ]
+
+
+def cache_table(caches: Iterable[Cache]) -> Table:
+    """Several caches, a row each."""
+    from rich.table import Table
+
+    table = Table()
+    for name in ("cache", "rows", "modality", "space", "dim", "kind", "encoder", "failed"):
+        table.add_column(name, justify="right" if name in ("rows", "dim", "failed") else "left", overflow="fold")
+    for cache in caches:
+        m = cache.manifest
+        failed = sum(marker.failed for marker in cache.shards)
+        cells = (
+            str(cache.path),
+            f"{len(cache):,}",
+            m.modality,
+            m.space_name,
+            str(m.dim),
+            m.kind,
+            m.encoder,
+            f"{failed:,}",
+        )
+        table.add_row(*cells)
+    return table
+
+
+def cache_record(cache: Cache) -> dict[str, Any]:
+    """The same as plain values."""
+    record = asdict(cache.manifest)
+    failed = sum(marker.failed for marker in cache.shards)
+    return {**record, "path": str(cache.path), "rows": len(cache), "shards": len(cache.shards), "failed": failed}
+
+
+def verify_lines(report: VerifyReport) -> list[str]:
+    """Whether a cache is sound, and if not, where."""
+    state = "sound" if report.ok else f"{len(report.problems)} problems"
+    lines = [f"{report.path}: {state}; {report.shards:,} shards, {report.rows:,} rows, {report.failed:,} failed items"]
+    lines += [f"  {problem}" for problem in report.problems]
+    if report.pending:
+        lines.append(f"{len(report.pending)} planned shards are not encoded yet: run the same encode again")
+    if report.leftovers:
+        lines.append(f"files that no marker names: {listed(report.leftovers)}")
+    if not report.ok:
+        lines.append("next: cmcr cache verify --repair, then run the same encode again")
+    return lines
+
+
+def repair_lines(report: RepairReport) -> list[str]:
+    """What a repair took back."""
+    lines = [f"shard {shard} taken back: {why}" for shard, why in report.dropped.items()]
+    lines += [f"removed {name}" for name in report.removed]
+    lines += [f"remains: {problem}" for problem in report.remaining]
+    return lines or ["nothing to repair"]
+
+
+def connector_lines(connector: Connector) -> list[str]:
+    """What a connector joins and what it was made from."""
+    info = connector.info
+    lines = [f"{info.method}: {' + '.join(connector.spaces)} into {connector.dim}-d"]
+    for name, space in info.spaces.items():
+        encoders = ", ".join(f"{modality} by {encoder}" for modality, encoder in space.encoders.items())
+        head = connector.heads[name].spec
+        lines.append(f"{name} ({space.id}): {encoders}; head {head.kind} {head.in_dim} -> {head.out_dim}")
+    return lines
