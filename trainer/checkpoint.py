@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: one safetensors file with model, optimiser, step and the identity of the fit; replaced atomically."""
+"""Checkpoints of a fit: model, optimiser, step and identity in one safetensors file, replaced atomically."""
 
 from __future__ import annotations
 

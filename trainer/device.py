@@ -61,8 +61,8 @@ class DeviceRows:
     source : RowSource
     device : torch.device
     resident : bool
-        Hold all rows on the device in float32; else each call gathers from the cache. On the CPU nothing is held: the page
-        cache keeps what the machine has room for.
+        Hold all rows on the device in float32; else each call gathers from the cache. On the CPU nothing is held: the
+        page cache keeps what the machine has room for.
     """
 
     def __init__(self, source: RowSource, device: torch.device, *, resident: bool = False) -> None:

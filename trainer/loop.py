@@ -43,7 +43,7 @@ class Objective(Protocol):
 def train(objective: Objective, batches: Batches, settings: FitSettings, run: FitRun) -> None:
     """Train in place by AdamW under a cosine schedule, from the run's checkpoint where it has one.
 
-    Killed and resumed ends in the same bits (CPU, same number of threads), because order and noise are functions of the step.
+    Killed and resumed ends in the same bits (CPU, same number of threads): order and noise are functions of the step.
 
     Raises
     ------

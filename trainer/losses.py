@@ -1,6 +1,6 @@
 """The losses of C-MCR on projected rows, with logits in chunks.
 
-Sources are numbered as in Wang et al., "Connecting Multi-modal Contrastive Representations", NeurIPS 2023 (arXiv 2305.14381).
+Equations are numbered as in Wang et al., NeurIPS 2023 (arXiv 2305.14381).
 """
 
 from __future__ import annotations
@@ -98,14 +98,15 @@ class _SymmetricInfoNCE(torch.autograd.Function):
 
 
 def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
-    """softmax over j plus softmax over i of the logits of some rows (chunk, B), which are one exponential times two scales."""
+    """softmax over j plus softmax over i of the logits of some rows (chunk, B): one exponential times two scales."""
     a, b, row, column, *kept = ctx.saved_tensors
     if kept:
         return (row[rows, None] + column).mul_(kept[0][rows])
     logits = torch.matmul(a[rows] / ctx.tau, b.T)
     if ctx.shift is not None:
         return logits.sub_(ctx.shift).exp_().mul_(row[rows, None] + column)
-    return torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
+    weights: Tensor = torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
+    return weights
 
 
 def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> Tensor:
@@ -118,8 +119,8 @@ def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> T
     tau : float
         Temperature.
     chunk : int, optional
-        Rows whose logits are held at a time; chosen from the size when not given. Memory is O(chunk · B) where the logits
-        of the whole batch exceed 128 MB of float32.
+        Rows whose logits are held at a time; chosen from the size when not given. Memory is O(chunk · B) where the
+        logits of the whole batch exceed 128 MB of float32.
 
     Returns
     -------
@@ -173,8 +174,8 @@ def cmcr_loss(
     overlap : two tensors (B, D)
         f_s(t_s) of both spaces.
     completed : two tensors (B, D), or None
-        f_s(x_s). In a space without a bank the overlap rows stand in for it in L_c, and its half of L_a is left out; with no
-        bank at all L = L_o.
+        f_s(x_s). In a space without a bank the overlap rows stand in for it in L_c, and its half of L_a is left out;
+        with no bank at all L = L_o.
     weights : LossWeights
 
     Returns
@@ -189,7 +190,11 @@ def cmcr_loss(
         return total, parts
     x1, x2 = (t if x is None else _unit(x) for t, x in zip((t1, t2), completed, strict=True))
     parts["completed"] = info_nce(x1, x2, weights.tau3)  # L_c, equation 7
-    attractions = [intra(t, x, weights.intra) for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True) if given is not None]
+    attractions = [
+        intra(t, x, weights.intra)
+        for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True)
+        if given is not None
+    ]
     parts["intra"] = 0.5 * torch.stack(attractions).sum()  # L_a, equation 9
     return total + parts["completed"] + weights.lambda_intra * parts["intra"], parts
 

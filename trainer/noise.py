@@ -1,7 +1,7 @@
 """Counter-based noise: the perturbation of a row is a function of (seed, step, row, stream, dimension) alone.
 
-Neither the batch that a row is in, nor the rank that holds it, nor the number of batches drawn before it changes its noise, so
-a resumed fit and a fit on more processes see the same perturbations.
+Neither the batch that a row is in, nor the rank that holds it, nor the number of batches drawn before it changes its
+noise, so a resumed fit and a fit on more processes see the same perturbations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 
 import torch
 
-# Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3 and table 2.
+# Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -84,7 +84,7 @@ def normal_rows(rows: torch.Tensor, dim: int, *, seed: int, step: int, stream: i
 
 
 def _box_muller(words: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-    """Box and Muller 1958: from two uniforms u, v the normals √(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv, twice, into out (b, w, 4)."""
+    """√(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv of two uniforms (Box and Muller 1958), twice, into out (b, w, 4)."""
     for first, (u, v) in enumerate(((words[0], words[1]), (words[2], words[3]))):
         # u in (0, 1]: half a unit above the lattice, so that the logarithm is finite
         radius = u.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
@@ -93,7 +93,9 @@ def _box_muller(words: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         torch.mul(radius, angle.sin_(), out=out[..., 2 * first + 1])
 
 
-def perturb(rows: torch.Tensor, vectors: torch.Tensor, std: float, *, seed: int, step: int, stream: int) -> torch.Tensor:
+def perturb(
+    rows: torch.Tensor, vectors: torch.Tensor, std: float, *, seed: int, step: int, stream: int
+) -> torch.Tensor:
     """Perturbed unit rows z~ = normalize(z + ε), ε ~ N(0, σ² I) (Wang et al. 2023, equation 4).
 
     Parameters

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); matrices decay, biases and the scales of batch norms do not."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); matrices decay, biases and scales of batch norms do not."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -17,7 +17,7 @@ def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 
 
 def cosine_lr(peak: float, step: int, steps: int) -> float:
-    """Learning rate of a step: peak · ½(1 + cos(π step/steps)) (Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5)."""
+    """Learning rate: peak · ½(1 + cos(π step/steps)) (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
     return peak * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 

@@ -17,7 +17,7 @@ from ..cache.reader import Cache, open_cache
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from .completion_cache import CompletionReport
+    from .completion import CompletionReport
 
 Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -179,7 +179,7 @@ def _compact(places: Indices, cache: Cache) -> Indices | None:
 
 def _completed(recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
-    from .completion_cache import completed_cache
+    from .completion import completed_cache
 
     folder = None if recipe.fit.completions is None else recipe.path(recipe.fit.completions)
     cache, report = completed_cache(overlap.cache, bank.caches, recipe.fit.completion(), folder)

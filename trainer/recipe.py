@@ -22,7 +22,7 @@ else:
 
 
 class SpaceRecipe(BaseModel):
-    """The caches of one space: its side of the overlap, and one or several caches of another modality as memory bank."""
+    """The caches of one space: its side of the overlap, and caches of another modality as memory bank."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class SpaceRecipe(BaseModel):
 
 
 class EvalRecipe(BaseModel):
-    """One evaluation set: a query cache, a gallery cache, and what is relevant (equal keys unless pairs or a label say else)."""
+    """One evaluation set: query, gallery, and what is relevant (equal keys unless pairs or a label say else)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +69,9 @@ class Recipe(BaseModel):
     @classmethod
     def _two_spaces(cls, value: dict[str, SpaceRecipe]) -> dict[str, SpaceRecipe]:
         if len(value) != 2:
-            raise ValueError(f"a connector joins exactly two spaces, this recipe has {len(value)}: {', '.join(value) or 'none'}")
+            raise ValueError(
+                f"a connector joins exactly two spaces, this recipe has {len(value)}: {', '.join(value) or 'none'}"
+            )
         return value
 
     @classmethod

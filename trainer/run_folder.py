@@ -1,4 +1,4 @@
-"""The output folder of a fit while it runs: the recipe, the metrics, the checkpoint, and whether they may be continued."""
+"""The output folder of a fit while it runs: recipe, metrics, checkpoint, and whether they may be continued."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..cache.errors import FitError
-from ..cache.fsio import write_atomic
+from ..cache.fsio import is_temporary, write_atomic
 from .checkpoint import Checkpoint, capture, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png
 class RunFolder:
     """What a fit writes as it goes; the :class:`~cmcr.trainer.methods.base.FitRun` of ``cmcr fit``.
 
-    A finished folder holds ``config.json``, which is written last. A folder with a recipe but without it was interrupted.
+    A finished folder holds ``config.json``, which is written last. A folder with a recipe and without it was
+    interrupted.
     """
 
     def __init__(self, folder: Path, identity: str, progress: Progress | None = None) -> None:
@@ -52,25 +53,33 @@ class RunFolder:
         FitError
             The folder holds a finished connector, an interrupted fit of another recipe, or something else.
         """
-        if folder.exists() and not folder.is_dir():
-            raise FitError("the output is a file, not a folder", where=str(folder), todo="choose another output")
+        cls.check(folder, recipe, overwrite=overwrite)
         if overwrite:
             _clear(folder)
-        if (folder / CONFIG).exists():
-            raise FitError(
-                "there is a finished connector already", where=str(folder), todo="choose another output, or --overwrite"
-            )
-        if (folder / RECIPE).exists():
-            if (folder / RECIPE).read_text(encoding="utf-8") != recipe:
-                raise _other_fit("its recipe is another one", folder)
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise FitError(
-                "the folder is not empty and holds no fit", where=str(folder), todo="choose an empty or a new folder"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / RECIPE).exists():
             write_atomic(folder / RECIPE, recipe.encode("utf-8"))
         return cls(folder, identity, progress)
+
+    @staticmethod
+    def check(folder: Path, recipe: str, *, overwrite: bool = False) -> None:
+        """Whether a fit of ``recipe`` may write to ``folder``; raises as :meth:`open` does, and changes nothing."""
+        if folder.exists() and not folder.is_dir():
+            raise FitError("the output is a file, not a folder", where=str(folder), todo="choose another output")
+        finished, begun = _is_connector(folder), (folder / RECIPE).exists()
+        if not finished and not begun:
+            if folder.is_dir() and any(not is_temporary(entry.name) for entry in folder.iterdir()):
+                raise FitError(
+                    "the folder holds something else", where=str(folder), todo="choose an empty or a new folder"
+                )
+        elif overwrite:
+            return
+        elif finished:
+            raise FitError(
+                "there is a finished connector already", where=str(folder), todo="choose another output, or --overwrite"
+            )
+        elif (folder / RECIPE).read_text(encoding="utf-8") != recipe:
+            raise _other_fit("its recipe is another one", folder)
 
     @property
     def resumed_at(self) -> int:
@@ -105,7 +114,7 @@ class RunFolder:
 
 
 def _cut_metrics(path: Path, step: int) -> IO[bytes]:
-    """Open the metrics for appending after dropping what the fit will write again: lines beyond ``step`` and a torn last one."""
+    """Open the metrics for appending, without the lines beyond ``step`` and a torn last one: they come again."""
     kept = b""
     if path.exists() and step > 0:
         for line in path.read_bytes().splitlines(keepends=True):
@@ -114,6 +123,15 @@ def _cut_metrics(path: Path, step: int) -> IO[bytes]:
             kept += line
     write_atomic(path, kept)
     return path.open("ab", buffering=0)
+
+
+def _is_connector(folder: Path) -> bool:
+    """Whether a fit was finished in this folder; a ``config.json`` of something else does not count."""
+    try:
+        record = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("format") == "cmcr-connector"
 
 
 def _other_fit(why: str, folder: Path) -> FitError:

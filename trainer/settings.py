@@ -72,9 +72,9 @@ class FitSettings(BaseModel):
     intra : str
         ``plain`` distances or ``squared`` ones.
     renormalise_completed : bool
-        Bring completed vectors to unit length before the noise.
+        Bring completed vectors to unit length before the noise; False adds the noise to the sums as they are.
     bn_pass : str
-        ``joint``: overlap and completed rows of a space pass its projector as one batch; ``separate``: one after the other.
+        ``joint``: overlap and completed rows of a space pass its projector as one batch; ``separate``: as two.
     projector : str
         ``mlp`` (Linear BN ReLU Linear BN), ``half`` (Linear BN ReLU) or ``linear``.
     hidden, out_dim : int
@@ -112,7 +112,7 @@ class FitSettings(BaseModel):
     noise_norm: float | None = Field(default=None, ge=0)
     lambda_intra: float = Field(default=0.1, ge=0)
     intra: Literal["plain", "squared"] = "plain"
-    renormalise_completed: bool = False
+    renormalise_completed: bool = True
     bn_pass: Literal["joint", "separate"] = "joint"
     projector: Literal["mlp", "half", "linear"] = "mlp"
     hidden: int = Field(default=1024, ge=1)

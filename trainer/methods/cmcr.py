@@ -1,7 +1,7 @@
-"""Method ``c-mcr``: the paper's (Wang et al., "Connecting Multi-modal Contrastive Representations", NeurIPS 2023, arXiv 2305.14381).
+"""Method ``c-mcr``: Wang et al., "Connecting Multi-modal Contrastive Representations", NeurIPS 2023 (arXiv 2305.14381).
 
-Two projectors are trained on the overlapping modality and on its completions from the memory banks. ``docs/method.md`` states
-every equation and every switch.
+Two projectors are trained on the overlapping modality and on its completions from the memory banks.
+``docs/method.md`` states every equation and every switch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Cmcr:
 
 
 def make_heads(pairs: Pairs, settings: FitSettings) -> dict[str, Projector]:
-    """Untrained projectors of the kind that the settings ask for; weights from the seed alone, torch's own state untouched."""
+    """Untrained projectors; their weights come from the seed alone, torch's own state stays untouched."""
     kinds: dict[str, dict[str, Any]] = {
         "mlp": {"kind": "mlp", "hidden": settings.hidden},
         "half": {"kind": "half"},
@@ -139,7 +139,9 @@ class CmcrObjective:
             vectors = torch.from_numpy(source.rows(rows))
             bad = torch.nonzero(~(torch.isfinite(vectors).all(dim=1) & (vectors.abs().sum(dim=1) > 0)))[:, 0]
             if len(bad):
-                return f"{what} has {len(bad)} such rows, the first with the key {self.keys(rows[bad[:1].numpy()])[0]!r}"
+                return (
+                    f"{what} has {len(bad)} such rows, the first with the key {self.keys(rows[bad[:1].numpy()])[0]!r}"
+                )
         return None
 
     def keys(self, rows: Indices) -> list[str]:
