@@ -12,9 +12,9 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PARTITION_ROWS = 1 << 20
 BLOCK_ROWS = 1 << 16
 _U64 = np.dtype("<u8")
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -167,11 +168,11 @@ def build(cache: Cache, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _place(cache: Cache, handle: int, heads: Indices, parts_of: object) -> None:
+def _place(cache: Cache, handle: int, heads: Indices, parts_of: Callable[[Hashes], Indices]) -> None:
     """Append each block's hashes and rows to their partitions."""
     count = len(cache)
     for rows, hashes in _hashed_blocks(cache):
-        parts = parts_of(hashes)  # type: ignore[operator]
+        parts = parts_of(hashes)
         order = np.argsort(parts, kind="stable")
         cuts = np.flatnonzero(np.diff(parts[order])) + 1
         for places in np.split(order, cuts):
@@ -200,8 +201,9 @@ def _sort(cache: Cache, handle: int, low: int, high: int) -> None:
 
 def _refuse_duplicates(cache: Cache, hashes: Hashes, rows: Indices, twins: Indices) -> None:
     """Compare the keys of rows whose hashes are equal."""
-    for twin in twins.tolist():
-        group = rows[hashes == hashes[twin]]
+    for value in np.unique(hashes[twins]):
+        low, high = (int(np.searchsorted(hashes, value, side=side)) for side in _SIDES)
+        group = rows[low:high]
         seen: dict[str, int] = {}
         for row, key in zip(group.tolist(), cache.keys(group), strict=True):
             if key in seen:
