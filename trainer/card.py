@@ -128,8 +128,8 @@ def _source_spaces(connector: Connector) -> str:
         )
     if changed:
         lines.append(
-            f"Changed: {_listed(changed)}. Comparisons *inside* such a space (text with image in CLIP, say) get "
-            "worse as a rule: published figures for C-MCR are ImageNet top-1 of CLIP ViT-B/32 from 60.58 to 23.16 and COCO "
+            f"Changed: {_listed(changed)}. Comparisons *inside* such a space (text with image in CLIP, say) get worse "
+            "as a rule: published figures for C-MCR are ImageNet top-1 of CLIP ViT-B/32 from 60.58 to 23.16 and COCO "
             "R@1 from 40.24 to 16.67. Keep the original vectors for those comparisons; measure the damage with "
             "`cmcr evaluate retrieval`, once with `--connector` and once without."
         )

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cmcr.cache.errors import FitError, RecipeError
 from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
-from cmcr.trainer.methods import get_method
+from cmcr.trainer.methods import get_method, method_names
+from cmcr.trainer.metrics import both_directions
+from cmcr.trainer.ranking import Relevance
 
 
 @dataclass
@@ -120,3 +123,191 @@ def test_audio_to_image_figures_of_the_kit_are_reproduced_to_the_printed_digit(
     # The kit's own formulas over its files differ from the other columns by up to one unit of the last digit, too
     # (full P@10 of raw Procrustes gives 25.0 for 24.9), and here float16 rows are brought back to unit length first.
     assert [100 * figure for figure in got] == pytest.approx(expected, abs=0.101)
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize(
+    ("method", "options", "t2i", "i2t"),
+    [
+        ("procrustes", {"centre": "none"}, (27.6, 55.2, 67.2), (19.0, 43.8, 58.2)),
+        ("procrustes", {}, (22.8, 52.0, 65.2), (24.8, 52.0, 68.0)),
+        ("ridge", {"centre": "none"}, (20.4, 45.8, 60.8), (18.6, 42.2, 53.0)),
+        ("ridge", {"penalty": 0.3}, (20.0, 46.4, 61.8), (21.6, 47.8, 60.8)),
+        ("ridge", {}, (20.8, 47.4, 62.0), (25.4, 51.8, 65.6)),
+        ("bridge", {"centre": "none", "scale": 20}, (10.6, 27.2, 35.4), (16.2, 38.2, 48.4)),
+        ("bridge", {"scale": 20}, (16.2, 42.6, 56.0), (22.8, 47.4, 57.2)),
+    ],
+)
+def test_caption_to_image_figures_of_the_kit_are_reproduced_to_the_printed_digit(
+    clip_minilm: Any, method: str, options: dict[str, Any], t2i: tuple[float, ...], i2t: tuple[float, ...]
+) -> None:
+    connector = connect(clip_minilm.pairs, method, **options)
+    captions, images = connector.project(clip_minilm.captions, "one"), connector.project(clip_minilm.images, "two")
+    there, back = both_directions(captions, images, Relevance.paired(500), ties="optimistic")
+    assert tuple(map(printed, there.recall.values())) == t2i
+    assert tuple(map(printed, back.recall.values())) == i2t
+
+
+@pytest.fixture(scope="module")
+def clip_minilm(reference: Any) -> Any:
+    load = reference.load
+    return SimpleNamespace(
+        pairs=pairs_of(
+            load("clip_minilm", "names_minilm.npy"),
+            load("clip_minilm", "names_clip_text.npy"),
+            load("clip_minilm", "caption_memory_minilm.npy"),
+            load("clip_minilm", "image_memory_clip.npy"),
+        ),
+        captions=load("clip_minilm", "test_caption_minilm.npy"),
+        images=load("clip_minilm", "test_image_clip.npy"),
+    )
+
+
+@pytest.fixture
+def small() -> FakePairs:
+    """9,001 rows are more than one block of the streamed sums, and do not divide."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9001, 7)) + 1
+    y = x @ rng.standard_normal((7, 4)) + 0.1 * rng.standard_normal((9001, 4)) - 2
+    return pairs_of(x, y, rng.standard_normal((101, 7)) + 3)
+
+
+def state(connector: Connector, space: str) -> dict[str, np.ndarray]:
+    return {name: value.double().numpy() for name, value in connector.heads[space].state_dict().items()}
+
+
+def test_procrustes_is_the_svd_of_the_whole_product(small: FakePairs) -> None:
+    x, y = (small.overlap[name].matrix.astype(np.float64) for name in small.names)
+    u, _, vt = np.linalg.svd(x.T @ y, full_matrices=False)
+    raw = state(connect(small, "procrustes", centre="none"), "one")
+    np.testing.assert_allclose(raw["weight"].T, u @ vt, atol=1e-6)
+    np.testing.assert_allclose(raw["weight"] @ raw["weight"].T, np.eye(4), atol=1e-6)  # 7 to 4: orthonormal columns
+    u, _, vt = np.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)), full_matrices=False)
+    centred = connect(small, "procrustes")
+    np.testing.assert_allclose(state(centred, "one")["weight"].T, u @ vt, atol=1e-6)
+    bank = small.bank["one"]
+    assert bank is not None
+    np.testing.assert_allclose(state(centred, "one")["mean"], bank.matrix.mean(0), atol=1e-6)
+    np.testing.assert_allclose(state(centred, "two")["mean"], y.mean(0), atol=1e-6)  # no bank there: its overlap's
+    np.testing.assert_allclose(
+        state(connect(small, "procrustes", centre="overlap"), "one")["mean"], x.mean(0), atol=1e-6
+    )
+
+
+def test_procrustes_into_more_dimensions_keeps_lengths() -> None:
+    rng = np.random.default_rng(1)
+    weight = state(connect(pairs_of(rng.standard_normal((50, 3)), rng.standard_normal((50, 8))), "procrustes"), "one")[
+        "weight"
+    ]
+    np.testing.assert_allclose(weight.T @ weight, np.eye(3), atol=1e-6)
+
+
+def test_procrustes_finds_a_true_rotation() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((200, 6))
+    rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    connector = connect(pairs_of(x, unit(x) @ rotation), "procrustes", centre="none")
+    np.testing.assert_allclose(np.diag(connector.similarity(x, unit(x) @ rotation, ("one", "two"))), 1, atol=1e-5)
+    assert connector.kept == ("two",)
+
+
+def test_ridge_solves_the_normal_equations(small: FakePairs) -> None:
+    x, y = (small.overlap[name].matrix.astype(np.float64) for name in small.names)
+    want = np.linalg.solve(x.T @ x + 5 * np.eye(7), x.T @ y)
+    got = state(connect(small, "ridge", centre="none", penalty=5), "one")["weight"].T
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_bridge_is_the_softmax_over_the_overlap_and_caps_its_rows_by_the_seed(small: FakePairs) -> None:
+    x, y = (small.overlap[name].matrix for name in small.names)
+    query = unit(np.random.default_rng(3).standard_normal((5, 7)))
+    weights = np.exp(9.0 * (query @ x.T))
+    want = unit((weights / weights.sum(1, keepdims=True)) @ y)
+    got = connect(small, "bridge", centre="none", scale=9).project(query, "one")
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    capped = [state(connect(small, "bridge", rows=70), "one") for _ in range(2)]
+    assert capped[0]["keys"].shape == (70, 7)
+    np.testing.assert_array_equal(capped[0]["keys"], capped[1]["keys"])
+
+
+def test_identity_keeps_both_spaces_and_needs_one_dimension() -> None:
+    rows = np.random.default_rng(4).standard_normal((5, 3))
+    assert connect(pairs_of(rows, rows), "identity").kept == ("one", "two")
+    with pytest.raises(FitError, match="one has 3, two has 4"):
+        connect(pairs_of(rows, np.ones((5, 4))), "identity")
+
+
+def test_every_method_saves_and_loads(small: FakePairs, tmp_path: Path) -> None:
+    query = np.random.default_rng(5).standard_normal((4, 7))
+    for method in ("procrustes", "ridge", "bridge"):
+        connector = connect(small, method)
+        connector.save(tmp_path / method)
+        again = Connector.load(tmp_path / method)
+        np.testing.assert_array_equal(again.project(query, "one"), connector.project(query, "one"))
+
+
+def test_options_that_are_not_known_or_not_valid_are_named(small: FakePairs) -> None:
+    with pytest.raises(RecipeError, match=r"option 'center' of the method 'procrustes'"):
+        connect(small, "procrustes", center="none")
+    with pytest.raises(RecipeError, match=r"option 'centre' of the method 'ridge'.*'none', 'overlap' or 'banks'"):
+        connect(small, "ridge", centre="both")
+    with pytest.raises(RecipeError, match="'penalty'"):
+        connect(small, "ridge", penalty=0)
+
+
+def test_an_empty_overlap_is_an_error() -> None:
+    with pytest.raises(FitError, match="overlap is empty"):
+        connect(FakePairs(("one", "two"), {n: Rows(np.ones((0, 3), np.float32)) for n in ("one", "two")}, {}), "ridge")
+
+
+def test_methods_are_found_by_name_and_an_unknown_one_gets_a_suggestion() -> None:
+    assert {"identity", "procrustes", "ridge", "bridge", "c-mcr"} <= set(method_names())
+    assert get_method("c-mcr").name == "c-mcr"
+    with pytest.raises(RecipeError, match="unknown method 'procrustis'; did you mean 'procrustes'"):
+        get_method("procrustis")
+    with pytest.raises(RecipeError, match=r"unknown method 'xyz'\n"):
+        get_method("xyz")
+
+
+PLUGIN = """
+from cmcr.trainer.projectors import identity
+
+class Mine:
+    name = "mine"
+    def fit(self, pairs, settings, run):
+        return {name: identity(pairs.overlap[name].dim) for name in pairs.names}
+
+class NotOne:
+    pass
+"""
+
+
+def test_a_method_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(PLUGIN)
+    rows = np.random.default_rng(6).standard_normal((5, 3))
+    assert connect(pairs_of(rows, rows), f"{file}:Mine").dim == 3
+    with pytest.raises(RecipeError, match="has no 'Other'; its classes: Mine, NotOne"):
+        get_method(f"{file}:Other")
+    with pytest.raises(RecipeError, match="is not a method"):
+        get_method(f"{file}:NotOne")
+    with pytest.raises(RecipeError, match="there is no file"):
+        get_method(f"{tmp_path}/none.py:Mine")
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    with pytest.raises(RecipeError, match="failed while it was imported: ModuleNotFoundError"):
+        get_method(f"{tmp_path}/broken.py:Mine")
+
+
+def test_a_method_of_another_package_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "other_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[cmcr.methods]\nmine = other_package_method:Mine\nlost = nowhere:Lost\n")
+    (tmp_path / "other_package_method.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "mine" in method_names()
+    assert get_method("mine").name == "mine"
+    with pytest.raises(RecipeError, match=r"'lost'.*cannot be loaded"):
+        get_method("lost")
