@@ -208,7 +208,8 @@ def _write_artefacts(folder: Path, connector: Connector) -> dict[str, Any]:
     """Curve, event file and model card from the metrics; the last line of them."""
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     if lines:
-        write_curve(folder / METRICS, folder / CURVE)
+        title = f"{connector.info.method}: {' and '.join(connector.spaces)}"
+        write_curve(folder / METRICS, folder / CURVE, title=title)
         write_events(folder / METRICS, folder / EVENTS)
     write_atomic(folder / CARD, model_card(connector).encode("utf-8"))
     last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
