@@ -227,7 +227,7 @@ class Cache:
         """Keys of the global rows ``start`` to ``stop``."""
         keys: list[str] = []
         for raw in self.raw_keys(start, stop):
-            keys += [key.decode("utf-8") for key in raw.tolist()]
+            keys += self._decoded(raw)
         return keys
 
     def raw_keys(self, start: int, stop: int) -> Iterator[npt.NDArray[np.bytes_]]:
@@ -252,7 +252,13 @@ class Cache:
         """Keys by global index, or all of them in order."""
         if indices is None:
             return self.key_range(0, len(self))
-        return [key.decode("utf-8") for key in self.raw_keys_at(self._checked(indices)).tolist()]
+        return self._decoded(self.raw_keys_at(self._checked(indices)))
+
+    def _decoded(self, raw: npt.NDArray[np.bytes_]) -> list[str]:
+        try:
+            return [key.decode("utf-8") for key in raw.tolist()]
+        except UnicodeDecodeError as error:
+            raise CacheError("A key is not UTF-8.", where=str(self.path), todo="run: cmcr cache verify") from error
 
     def has_column(self, name: str) -> bool:
         """Whether any shard has this text column: ``caption``, ``source`` or ``meta``."""

@@ -203,18 +203,32 @@ def read_texts(path: Path, column: str, rows: npt.NDArray[np.int64]) -> list[str
     """Values of a text column at ``rows`` of one shard, in the order asked for; None where empty.
 
     The file is opened and closed within the call, so that no HDF5 handle lives across a fork.
+
+    Raises
+    ------
+    CacheError
+        The file does not open as HDF5, or the column is damaged.
     """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _texts_at(file[column], rows)
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise CacheError(
+            f"The column {column!r} cannot be read: {error}.", where=str(path), todo="run: cmcr cache verify"
+        ) from error
+
+
+def _texts_at(texts: Any, rows: npt.NDArray[np.int64]) -> list[str | None]:
+    """Dense stretches of rows are read whole, scattered ones singly."""
     out: list[str | None] = [None] * len(rows)
     order = np.argsort(rows, kind="stable")
-    with h5py.File(path, "r", locking=False) as file:
-        texts = file[column]
-        for places in np.array_split(order, max(1, len(order) // 4096)):
-            low, high = int(rows[places[0]]), int(rows[places[-1]]) + 1
-            if high - low <= 64 * len(places):
-                block = texts[low:high]
-                values: Sequence[bytes] = [block[int(rows[p]) - low] for p in places]
-            else:
-                values = [texts[int(rows[p])] for p in places]
-            for place, value in zip(places, values, strict=True):
-                out[int(place)] = value.decode("utf-8") or None
+    for places in np.array_split(order, max(1, len(order) // 4096)):
+        low, high = int(rows[places[0]]), int(rows[places[-1]]) + 1
+        if high - low <= 64 * len(places):
+            block = texts[low:high]
+            values: Sequence[bytes] = [block[int(rows[p]) - low] for p in places]
+        else:
+            values = [texts[int(rows[p])] for p in places]
+        for place, value in zip(places, values, strict=True):
+            out[int(place)] = value.decode("utf-8") or None
     return out
