@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from cmcr.cache.errors import ItemError
-from cmcr.pipeline.decoders import decode_audio, decode_image, decode_points
 from cmcr.pipeline.encoders.base import Item, Modality, Space, Vectors
 
 TABLE = np.random.default_rng(7).standard_normal((512, 512)).astype(np.float32)
@@ -101,6 +100,8 @@ class Pixels:
         return "pixels-1"
 
     def decode(self, item: Item) -> Any:
+        from cmcr.pipeline.decoders import decode_image
+
         assert isinstance(item.data, bytes)
         return np.asarray(decode_image(item.data, item.name).resize((8, 8)), dtype=np.float32).reshape(-1) + 1.0
 
@@ -117,6 +118,8 @@ class Spectrum(Pixels):
     dim = 33
 
     def decode(self, item: Item) -> Any:
+        from cmcr.pipeline.decoders import decode_audio
+
         assert isinstance(item.data, bytes)
         sound = decode_audio(item.data, item.name).samples.mean(axis=0)
         frames = np.resize(sound, (max(1, len(sound) // 64), 64))
@@ -132,6 +135,8 @@ class Extent(Pixels):
     dim = 12
 
     def decode(self, item: Item) -> Any:
+        from cmcr.pipeline.decoders import decode_points
+
         assert isinstance(item.data, bytes)
         xyz = decode_points(item.data, item.name)[:, :3]
         return np.concatenate([xyz.mean(axis=0), xyz.std(axis=0), xyz.min(axis=0), xyz.max(axis=0)]) + 1e-3
