@@ -1,13 +1,19 @@
-"""A self-contained HTML page: values in, one string out. Pictures and sounds are embedded, so that the file can be mailed."""
+"""A self-contained HTML page: values in, one string out. Pictures and sounds are embedded: the file can be mailed."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".wav": "audio/wav", ".flac": "audio/flac"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class HitView:
 
 @dataclass(frozen=True)
 class Example:
-    """One query with its answers; ``picture`` and ``sound`` are data URIs or empty; ``words`` lays text answers out as a list."""
+    """One query with its answers; ``picture`` and ``sound`` are data URIs or empty; ``words`` lists text answers."""
 
     label: str
     hits: tuple[HitView, ...]
@@ -68,14 +74,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class CommandBlock:
-    """Commands to type, under a title."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything on the page."""
 
@@ -85,7 +83,7 @@ class Report:
     tasks: tuple[TaskReport, ...]
     stages: tuple[Stage, ...] = ()
     next_lead: str = ""
-    next_commands: tuple[CommandBlock, ...] = field(default_factory=tuple)
+    next_commands: str = ""
 
 
 def data_uri(path: Path) -> str:
@@ -116,5 +114,7 @@ def render(report: Report) -> str:
 
     folder = Path(__file__).parent / "templates"
     loader = FileSystemLoader(folder)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("report.html").render(report=report)

@@ -201,5 +201,5 @@ def connector_lines(connector: Connector) -> list[str]:
     for name, space in info.spaces.items():
         encoders = ", ".join(f"{modality} by {encoder}" for modality, encoder in space.encoders.items())
         head = connector.heads[name].spec
-        lines.append(f"{name} ({space.id}): {encoders}; head {head.kind} {head.in_dim} -> {head.out_dim}")
+        lines.append(f"{name} ({space.id}): {encoders}; head {head.kind} {head.dim_in} -> {head.dim_out}")
     return lines

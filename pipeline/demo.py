@@ -1,0 +1,230 @@
+"""``demo``: the whole job in the sandbox world through the public API, with a report to look at and to listen to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..cache.errors import CmcrError
+from ..cache.fsio import write_atomic
+from .demo_tasks import TASKS, UPPER_BOUND, Task, corpora_to_encode
+from .encode import encode
+from .evaluate import RetrievalReport, evaluate
+from .sandbox.corpora import SandboxCorpora, SandboxSizes, write_corpora
+
+SIZES = {
+    "full": SandboxSizes(captions=8_000, images=1_500, sounds=1_500, clouds=800, evaluation=200, pairs=1_200),
+    "small": SandboxSizes(captions=1_000, images=200, sounds=200, clouds=150, evaluation=40, pairs=150),
+}
+EPOCHS = {"full": 36, "small": 8}
+FORMAT, VERSION = "cmcr-demo", 1
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One row of the table of a task."""
+
+    method: str
+    connector: Path | None
+    report: RetrievalReport | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One connection: what each method reached, chance first, the upper bound last."""
+
+    task: Task
+    rows: tuple[MethodResult, ...]
+
+    def of(self, method: str) -> MethodResult:
+        """The row of a method."""
+        return next(row for row in self.rows if row.method == method)
+
+    @property
+    def share_of_bound(self) -> float:
+        """R@1 of C-MCR over R@1 of the same projectors fitted on true pairs."""
+        bound = self.of(UPPER_BOUND).figures["R@1"]
+        return self.of("c-mcr").figures["R@1"] / bound if bound > 0 else float("nan")
+
+    def standard_error(self, method: str) -> float:
+        """Binomial standard error of the R@1 of a method."""
+        share, count = self.of(method).figures["R@1"], self.of(method).figures["queries"]
+        return float((share * (1 - share) / count) ** 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures by method, shares between 0 and 1."""
+        return {
+            "query": self.task.query_modality,
+            "gallery": self.task.gallery_modality,
+            "methods": {row.method: dict(row.figures) for row in self.rows},
+            "share_of_upper_bound": self.share_of_bound,
+        }
+
+
+@dataclass
+class DemoResult:
+    """What a demo left behind."""
+
+    output: Path
+    seed: int
+    corpora: SandboxCorpora
+    tasks: list[TaskResult] = field(default_factory=list)
+    stages: list[tuple[str, str, float]] = field(default_factory=list)
+
+    def lines(self) -> list[Any]:
+        """One table, the share of the upper bound, and what to type next."""
+        from .demo_report import next_commands, result_table
+
+        if not self.tasks:
+            return [f"sandbox corpora of world {self.seed}: {self.corpora.root}"]
+        shares = [f"{t.task.title}: C-MCR reaches {t.share_of_bound:.0%} of the upper bound" for t in self.tasks]
+        return [
+            result_table(self),
+            "The world is synthetic: these figures say that the machinery works, not how good it is on real data.",
+            *shares,
+            f"report: {self.output / 'report.html'}",
+            "\nYour own files next:\n",
+            next_commands(),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``metrics.json``: no times, no paths, equal for equal seeds."""
+        tasks = {result.task.name: result.to_json() for result in self.tasks}
+        return {"format": FORMAT, "version": VERSION, "seed": self.seed, "synthetic": True, "tasks": tasks}
+
+
+def demo(
+    output: str | Path,
+    *,
+    seed: int = 0,
+    size: str = "full",
+    only_corpora: bool = False,
+    overwrite: bool = False,
+    say: Say | None = None,
+) -> DemoResult:
+    """Write corpora, encode them, fit every method, evaluate, search, and leave ``metrics.json`` and ``report.html``.
+
+    Parameters
+    ----------
+    output : path
+        Folder for everything. Run again, the demo goes on where it was.
+    seed : int
+        Of the world and of the fits. The encoders are the shipped ones whatever the seed.
+    size : {"full", "small"}
+        ``small`` shows the machinery in a fraction of the time; its figures mean little.
+    only_corpora : bool
+        Write the corpora and stop, for trying the commands by hand.
+    overwrite : bool
+        Begin again in a folder that a demo with other settings has used.
+    say : callable, optional
+        Gets one line a stage.
+
+    Returns
+    -------
+    DemoResult
+    """
+    if size not in SIZES:
+        raise CmcrError(f"There is no demo of the size {size!r}.", todo=f"one of: {', '.join(SIZES)}")
+    run = _Run(Path(output), seed, size, say or (lambda line: None))
+    run.claim(overwrite)
+    with run.stage("corpora", "pictures, sounds, point clouds and captions of one synthetic world"):
+        corpora = write_corpora(run.output / "corpora", seed, SIZES[size])
+    result = DemoResult(run.output, seed, corpora, stages=run.stages)
+    if only_corpora:
+        return result
+    with run.stage("encode", "every corpus through its frozen encoder into a cache"):
+        run.encode(corpora)
+    for task in TASKS:
+        result.tasks.append(run.task(task))
+    with run.stage("report", "examples, pictures and sounds"):
+        from .demo_report import write_report
+
+        write_report(result)
+    write_atomic(run.output / "metrics.json", (json.dumps(result.to_json(), indent=2, sort_keys=True) + "\n").encode())
+    return result
+
+
+class _Run:
+    """One demo while it runs."""
+
+    def __init__(self, output: Path, seed: int, size: str, say: Say) -> None:
+        self.output = output
+        self.seed = seed
+        self.size = size
+        self.say = say
+        self.stages: list[tuple[str, str, float]] = []
+
+    def claim(self, overwrite: bool) -> None:
+        """Make the folder this demo's; refuse one that holds a demo with other settings, or something else."""
+        import shutil
+
+        mark = self.output / "demo.json"
+        mine = json.dumps({"seed": self.seed, "size": self.size}, sort_keys=True) + "\n"
+        if self.output.exists() and any(self.output.iterdir()):
+            if not mark.exists():
+                raise CmcrError(
+                    "The folder holds something else.", where=str(self.output), todo="choose another --output"
+                )
+            if overwrite:
+                shutil.rmtree(self.output)
+            elif mark.read_text(encoding="utf-8") != mine:
+                raise CmcrError(
+                    "The folder holds a demo with another seed or size.",
+                    where=str(self.output),
+                    todo="--overwrite, or another --output",
+                )
+        self.output.mkdir(parents=True, exist_ok=True)
+        write_atomic(mark, mine.encode())
+
+    @contextmanager
+    def stage(self, name: str, detail: str) -> Iterator[None]:
+        """Time a stage and say that it begins."""
+        self.say(f"{name}: {detail}")
+        start = time.perf_counter()
+        yield
+        self.stages.append((name, detail, time.perf_counter() - start))
+
+    def encode(self, corpora: SandboxCorpora) -> None:
+        """Every corpus that a task needs."""
+        for name, modality, encoder, place in corpora_to_encode(corpora):
+            encode(place, self.cache(name), modality=modality, encoder=encoder, batch_size=256)
+
+    def cache(self, name: str) -> Path:
+        return self.output / "caches" / name
+
+    def task(self, task: Task) -> TaskResult:
+        """Fit every method and the upper bound, and evaluate them on the held-out objects."""
+        rows: list[MethodResult] = []
+        with self.stage(task.title, f"fit and evaluate {', '.join(task.methods)} and the upper bound"):
+            for method in (*task.methods, UPPER_BOUND):
+                connector = self.fit(task, method)
+                report = evaluate(query=self.cache(task.query), gallery=self.cache(task.gallery), connector=connector)
+                rows.append(MethodResult(method, connector, report, figures(report.there.to_json())))
+        chance = rows[0].report
+        assert chance is not None
+        rows.insert(0, MethodResult("chance", None, None, figures(chance.chance_there.to_json())))
+        return TaskResult(task, tuple(rows))
+
+    def fit(self, task: Task, method: str) -> Path:
+        """One connector; a finished one is taken as it is."""
+        from ..trainer.fit import fit
+
+        folder = self.output / "connectors" / task.name / method
+        if not (folder / "config.json").exists():
+            spaces = task.spaces(self.cache, bound=method == UPPER_BOUND)
+            settings = task.settings(method, self.seed, EPOCHS[self.size])
+            fit(space=spaces, output=folder, completions=str(self.output / "caches" / "completions"), **settings)
+        return folder
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of the table."""
+    return {name: float(record[name]) for name in ("R@1", "R@5", "R@10", "mAP", "median_rank", "queries")}

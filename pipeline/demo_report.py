@@ -1,0 +1,175 @@
+"""The demo's table and its page: results in, views out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cache.errors import CmcrError
+from ..cache.fsio import write_atomic
+from .demo_tasks import UPPER_BOUND
+from .report import Example, HitView, Report, Row, Stage, TaskReport, data_uri, png_uri, render
+from .search import SearchResult, search
+from .tiles import item_tile
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .demo import DemoResult, TaskResult
+
+EXAMPLES, HITS, TILE = 6, 6, 200
+MEASURES = ("R@1", "R@5", "R@10", "mAP")
+NAMES = {
+    "chance": "chance",
+    "identity": "identity: the two spaces as they are",
+    "procrustes": "Procrustes on the overlap",
+    "ridge": "ridge regression on the overlap",
+    "bridge": "bridge: softmax over the overlap, no training",
+    "c-mcr": "C-MCR",
+    UPPER_BOUND: "upper bound: the same projectors on true pairs",
+}
+
+
+def next_commands() -> str:
+    """What to type for one's own files: the same text in the terminal and on the page."""
+    return (Path(__file__).parent / "templates" / "next.txt").read_text(encoding="utf-8")
+
+
+def result_table(result: DemoResult) -> Table:
+    """Every method of both connections in one table, percent."""
+    from rich.table import Table
+
+    table = Table(title=f"Sandbox world {result.seed}, held-out objects, percent", title_justify="left")
+    table.add_column("connection")
+    table.add_column("method")
+    for name in (*MEASURES, "median rank"):
+        table.add_column(name, justify="right")
+    for task in result.tasks:
+        for n, row in enumerate(task.rows):
+            shown = [f"{100 * row.figures[name]:.1f}" for name in MEASURES]
+            if "R@1" in row.figures and row.method != "chance":
+                shown[0] += f" ± {100 * task.standard_error(row.method):.1f}"
+            style = {"c-mcr": "bold", "chance": "dim", UPPER_BOUND: "dim"}.get(row.method)
+            cells = (task.task.title if n == 0 else "", row.method, *shown, f"{row.figures['median_rank']:g}")
+            table.add_row(*cells, style=style, end_section=n == len(task.rows) - 1)
+    return table
+
+
+def write_report(result: DemoResult) -> Path:
+    """``report.html``: tables, examples with pictures and sounds, training curves."""
+    captions = _captions(result.corpora.eval_captions)
+    report = Report(
+        title="Connecting frozen spaces without paired data",
+        subtitle=f"cmcr demo, sandbox world {result.seed}: corpora, caches, connectors and answers of this machine.",
+        notice=(
+            "This world is synthetic: toys drawn, sounded and described by code, and tiny encoders trained on it."
+            " The figures show that the machinery works and how the methods compare here. They do not say how good a"
+            " connector is on real data."
+        ),
+        tasks=tuple(_task(result, task, captions) for task in result.tasks),
+        stages=tuple(Stage(*stage) for stage in result.stages),
+        next_lead=(
+            "The same commands take your own corpora. Real encoders download their weights once; vectors that you"
+            " already hold need no encoder at all."
+        ),
+        next_commands=next_commands(),
+    )
+    path = result.output / "report.html"
+    write_atomic(path, render(report).encode("utf-8"))
+    return path
+
+
+def _captions(path: Path) -> dict[str, str]:
+    """Caption of every evaluation object by key."""
+    records = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {record["key"]: record["caption"] for record in records}
+
+
+def _task(result: DemoResult, outcome: TaskResult, captions: dict[str, str]) -> TaskReport:
+    """The section of one connection."""
+    task = outcome.task
+    ours = outcome.of("c-mcr")
+    assert ours.connector is not None
+    caches = result.output / "caches"
+    keys = sorted(captions)[:EXAMPLES]
+    found = search(ours.connector, caches / task.gallery, query=caches / task.query, key=keys, k=HITS)
+    folder = (
+        (result.corpora.eval_sounds, ".wav") if task.query_modality == "audio" else (result.corpora.eval_clouds, ".npy")
+    )
+    first = sum(hits[0].key == query.key for query, hits in zip(found.queries, found.hits, strict=True))
+    return TaskReport(
+        title=task.title,
+        lead=task.lead,
+        bar_measure="R@1",
+        measures=(*MEASURES, "median rank"),
+        rows=tuple(_row(outcome, row.method) for row in outcome.rows),
+        reading=_reading(outcome),
+        examples_title=(
+            f"The first {len(keys)} held-out objects, unpicked: {first} find their own {task.gallery_modality} first"
+        ),
+        examples=tuple(_examples(result, outcome, found, captions, folder)),
+        curve=data_uri(ours.connector / "curve.png"),
+        curve_caption="Training of C-MCR: the losses over the steps.",
+    )
+
+
+def _row(outcome: TaskResult, method: str) -> Row:
+    figures = outcome.of(method).figures
+    values = [f"{100 * figures[name]:.1f}" for name in MEASURES]
+    if method != "chance":
+        values[0] += f" ± {100 * outcome.standard_error(method):.1f}"
+    role = {"c-mcr": "ours", UPPER_BOUND: "bound"}.get(method, "")
+    bar = 100 * figures["R@1"]
+    return Row(NAMES[method], bar, (*values, f"{figures['median_rank']:g}"), role)  # type: ignore[arg-type]
+
+
+def _reading(outcome: TaskResult) -> str:
+    """The table in a sentence or two."""
+    count = int(outcome.of("c-mcr").figures["queries"])
+    best = max((row for row in outcome.rows if row.method in outcome.task.methods), key=lambda row: row.figures["R@1"])
+    winner = "" if best.method == "c-mcr" else f" The best training-free method here is {best.method}."
+    return (
+        f"{count} queries; ± is one standard error."
+        f" C-MCR reaches {outcome.share_of_bound:.0%} of the R@1 of the upper bound.{winner}"
+    )
+
+
+def _examples(
+    result: DemoResult, outcome: TaskResult, found: SearchResult, captions: dict[str, str], folder: tuple[Path, str]
+) -> list[Example]:
+    """Queries with their pictures or sounds, and what C-MCR found."""
+    words = outcome.task.gallery_modality == "text"
+    examples = []
+    for query, hits in zip(found.queries, found.hits, strict=True):
+        if query.key is None:
+            raise CmcrError("A query of the demo has no key.", where=str(result.output))
+        media = folder[0] / f"{query.key}{folder[1]}"
+        views = tuple(
+            HitView(
+                label=captions[hit.key] if words else "",
+                score=f"{hit.score:.2f}",
+                right=hit.key == query.key,
+                picture="" if words else data_uri(result.corpora.eval_images / f"{hit.key}.png"),
+            )
+            for hit in hits
+        )
+        examples.append(
+            Example(
+                label=captions[query.key],
+                hits=views,
+                picture=_tile(outcome.task.query_modality, media),
+                picture_alt=f"{outcome.task.query_modality} of {query.key}",
+                sound=data_uri(media) if outcome.task.query_modality == "audio" else "",
+                words=words,
+            )
+        )
+    return examples
+
+
+def _tile(modality: str, media: Path) -> str:
+    """A picture of a sound or of a point cloud."""
+    data = io.BytesIO()
+    item_tile(modality, media, None, TILE).save(data, format="PNG")
+    return png_uri(data.getvalue())
