@@ -212,19 +212,15 @@ def _earlier_equals(scores: Tensor, rows: Tensor, columns: Tensor, higher: Tenso
 def score_blocks(
     queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], block: int, device: str = "cpu"
 ) -> Iterator[tuple[int, Tensor]]:
-    """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows get equal scores.
+    """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows tie.
 
-    Computed in float64 and rounded to multiples of 2^-24 (6e-8, float32 near 1), so that order and ties
-    do not hang on block size, threads or library: a float32 product gives the same pair another last bit at another
-    place. Each distinct row is scored once for the same reason.
+    Computed in float64 and rounded to multiples of 2^-24 (6e-8, float32 near 1), so that order and ties do not hang on
+    block size, threads or library: a float32 product gives the same pair another last bit at another place.
     """
-    rows, inverse = _distinct(np.asarray(gallery, np.float32))
-    bank = _unit(rows, "gallery").to(device)  # (U, D)
-    index = None if inverse is None else torch.from_numpy(inverse).to(device)  # (G,)
+    bank = _unit(np.asarray(gallery, np.float32), "gallery").to(device)  # (G, D)
     for start in range(0, len(queries), block):
         part = _unit(np.asarray(queries[start : start + block], np.float32), "query").to(device)  # (B, D)
-        scores = (part @ bank.T).mul_(_GRID).round_().div_(_GRID).float()  # (B, U)
-        yield start, scores if index is None else scores[:, index]
+        yield start, (part @ bank.T).mul_(_GRID).round_().div_(_GRID).float()  # (B, G)
 
 
 def _unit(rows: npt.NDArray[np.float32], name: str) -> Tensor:
@@ -233,17 +229,3 @@ def _unit(rows: npt.NDArray[np.float32], name: str) -> Tensor:
     if not bool(torch.isfinite(wide).all()):
         raise CmcrError(f"{name} vectors hold values that are not finite", todo="check the caches: `cmcr cache verify`")
     return torch.nn.functional.normalize(wide, dim=1)
-
-
-def _distinct(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], Ints | None]:
-    """Distinct rows (U, D) and the place of each row among them (G,); None where all are distinct."""
-    words = (rows + np.float32(0)).view(np.uint32).astype(np.uint64)  # (G, D); adding 0 turns -0 into 0
-    factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | np.uint64(1)
-    hashes = words @ factors  # (G,), modulo 2^64
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    if len(first) == len(rows):
-        return rows, None
-    if not np.array_equal(rows[first][inverse], rows):  # two different rows with one hash
-        distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
-        return distinct, inverse.reshape(-1)
-    return rows[first], inverse
