@@ -157,7 +157,7 @@ def _ending(handle: BinaryIO, offset: int, size: int) -> str | None:
     if block.strip(b"\0"):
         if offset == 0:
             packed = block[:2] == b"\x1f\x8b" or block[:3] == b"BZh" or block[:4] in (b"\x28\xb5\x2f\xfd", b"\xfd7zX")
-            return "the file is compressed; unpack it first" if packed else "the file is no tar archive"
+            return "the file is compressed; unpack it first" if packed else f"the file is no tar archive ({size} bytes)"
         if len(block) < BLOCK:
             return f"the archive is truncated: it ends at byte {size}, inside a header"
         return f"the header at byte {offset} is damaged; what follows it is not read"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...cache.keys import caption_key
 from ...cache.ledger import Failure
@@ -24,27 +24,31 @@ class CaptionFilesSource(FilesSource):
         if path not in self._counts:
             found = load_file(self.place, path, self.settings.max_item_bytes)
             self._counts[path] = 1 if isinstance(found, Failure) else len(_lines(found))
-        return _keys(path, self._counts[path])
+        return _keys(stem(path), self._counts[path])
 
     def items_of(self, path: str, data: bytes) -> Iterator[Item | Failure]:
         """The captions of a file, in order."""
-        lines = _lines(data)
-        for key, line in zip(_keys(path, len(lines)), lines, strict=True):
-            try:
-                caption = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield Failure(
-                    key, "read", "UnicodeDecodeError", f"{path}: not UTF-8 at byte {error.start} of the caption"
-                )
-                continue
-            if problem := caption_problem(caption):
-                yield Failure(key, "read", "BadCaption", f"{path}: {problem}")
-            else:
-                yield Item(key, caption, name=path, caption=caption, source=path)
+        return captions_in(data, Item(stem(path), "", name=path, source=path))
 
 
-def _keys(path: str, count: int) -> list[str]:
-    return [stem(path)] if count == 1 else [caption_key(stem(path), number) for number in range(count)]
+def captions_in(data: bytes, model: Item) -> Iterator[Item | Failure]:
+    """Items like ``model``, one for each line of a caption file that is not blank; at least one item or failure."""
+    lines = _lines(data)
+    for key, line in zip(_keys(model.key, len(lines)), lines, strict=True):
+        try:
+            caption = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            message = f"{model.name}: not UTF-8 at byte {error.start} of the caption"
+            yield Failure(key, "read", "UnicodeDecodeError", message)
+            continue
+        if problem := caption_problem(caption):
+            yield Failure(key, "read", "BadCaption", f"{model.name}: {problem}")
+        else:
+            yield replace(model, key=key, data=caption, caption=caption)
+
+
+def _keys(key: str, count: int) -> list[str]:
+    return [key] if count == 1 else [caption_key(key, number) for number in range(count)]
 
 
 def _lines(data: bytes) -> list[bytes]:

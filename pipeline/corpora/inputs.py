@@ -142,16 +142,14 @@ def _glob(pattern: str) -> Found:
 
 
 def _group(founds: Iterable[Found]) -> list[Found]:
-    """Put files named one by one out of one folder together: a shell's expansion reads like the quoted glob."""
+    """Put files named in a row out of one folder together: a shell's expansion reads like the quoted glob."""
     groups: list[Found] = []
-    by_root: dict[Path, Found] = {}
     for found in founds:
-        if found.named and found.root in by_root:
-            by_root[found.root].files += found.files
-            continue
-        groups.append(found)
-        if found.named:
-            by_root[found.root] = found
+        last = groups[-1] if groups else None
+        if last is not None and found.named and last.named and found.root == last.root:
+            last.files += found.files
+        else:
+            groups.append(found)
     return groups
 
 

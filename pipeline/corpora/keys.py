@@ -24,9 +24,10 @@ _LINE = re.compile(r"(.+:)(\d{9,})", re.DOTALL)
 
 
 def stem(path: str) -> str:
-    """POSIX path without its last extension: ``a/b.en.txt`` gives ``a/b.en``, ``.hidden`` stays."""
-    head, dot, tail = path.rpartition(".")
-    return head if dot and "/" not in tail and head and not head.endswith("/") else path
+    """POSIX path without its last extension: ``a/b.en.txt`` gives ``a/b.en``; ``.hidden`` and ``a.`` stay."""
+    folder, slash, base = path.rpartition("/")
+    dot = base.rfind(".")
+    return f"{folder}{slash}{base[:dot]}" if 0 < dot < len(base) - 1 else path
 
 
 def line_key(prefix: str, number: int) -> str:

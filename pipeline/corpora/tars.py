@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,8 @@ from ...cache.plan import Piece
 from ..encoders.base import Item, Modality
 from .audit import NEEDS_DECODING, Audit, Member, Sample, audit_tar
 from .base import CorpusSettings, Survey, Task
-from .columns import caption_problem, captions_of
+from .caption_files import captions_in
+from .columns import CAPTIONS, caption_problem, captions_of
 from .digest import FilesDigest, read_ends
 from .folders import caption_and_record
 from .keys import stem
@@ -163,7 +164,7 @@ class TarSource:
         texts = {m.suffix.rpartition(".")[2].lower(): _data(handle, m) for m in self._beside(sample)}
         caption, meta = caption_and_record(texts)
         if self.modality == "text":
-            yield from self._captions(key, own, caption, meta)
+            yield from self._captions(key, own, _data(handle, own), meta)
             return
         yield Item(key, _data(handle, own), name=own.name, caption=caption, source=self.name, meta=meta)
 
@@ -172,19 +173,19 @@ class TarSource:
         beside = (*sample.of("caption"), *sample.of("record"))
         return [member for member in beside if not member.cut and member.size <= limit]
 
-    def _captions(
-        self, key: str, own: Member, caption: str | None, meta: dict[str, Any] | None
-    ) -> Iterator[Item | Failure]:
+    def _captions(self, key: str, own: Member, data: bytes, meta: dict[str, Any] | None) -> Iterator[Item | Failure]:
         """One item for each caption of the sample: a line of its caption file, or an entry of its record's list."""
-        captions: list[Any] = list(caption.splitlines()) if caption is not None else [None]
-        if own.kind == "record" and meta is not None:
-            captions = captions_of(next((meta[n] for n in ("caption", "text", "captions") if meta.get(n)), None))
+        model = Item(key, "", name=own.name, source=self.name, meta=meta)
+        if own.kind == "caption":
+            yield from captions_in(data, model)
+            return
+        captions = captions_of(next((meta[n] for n in CAPTIONS if meta.get(n)), None) if meta else None)
         for number, one in enumerate(captions):
             full = key if len(captions) == 1 else caption_key(key, number)
             if problem := caption_problem(one):
                 yield Failure(full, "read", "BadCaption", f"{own.name}: {problem}")
             else:
-                yield Item(full, one, name=own.name, caption=one, source=self.name, meta=meta)
+                yield replace(model, key=full, data=one, caption=one)
 
 
 def _data(handle: BinaryIO, member: Member) -> bytes:
