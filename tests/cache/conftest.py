@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from cmcr.cache import fsio
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.shard import ShardData
 
 DIM = 8
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A killed process loses nothing of the page cache, so only test_fsio needs a true fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fsio.os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
 
 
 def _killed(job: Callable[[], None], at: int) -> int | None:
-    """Run ``job`` in a fork that kills itself before its call number ``at``; the number of calls if it came to its end."""
+    """Run ``job`` in a fork that kills itself before call number ``at``; the number of calls if it came to its end."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from cmcr.cache.bank import Bank, sample_rows
 from cmcr.cache.errors import CacheError
 from cmcr.cache.writer import write_cache

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from cmcr.cache.errors import DuplicateKeyError, JoinError
 from cmcr.cache.join import join
 from cmcr.cache.manifest import CacheManifest

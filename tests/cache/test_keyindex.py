@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from cmcr.cache import keyindex
 from cmcr.cache.errors import DuplicateKeyError
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.reader import open_cache
 from cmcr.cache.shard import ShardData
 from cmcr.cache.writer import CacheWriter, write_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 MANIFEST = CacheManifest("s", "s", "text", "e", "f", 2)
 KEYS = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1, max_size=40)
@@ -106,19 +106,18 @@ def test_an_index_that_was_cut_short_is_made_anew(tmp_path):
     assert open_cache(cache.path).index_of(["c"]).tolist() == [2]
 
 
-def test_a_cache_that_cannot_be_written_to_is_indexed_elsewhere(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_to_is_indexed_elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     cache = cache_of(tmp_path / "c", ["a", "b", "c"])
     real = os.ftruncate
 
     def refuse(handle: int, size: int) -> None:
-        if str(tmp_path) in os.readlink(f"/proc/self/fd/{handle}"):
+        if str(cache.path) in str(Path(f"/proc/self/fd/{handle}").readlink()):
             raise PermissionError(13, "Permission denied")
         real(handle, size)
 
-    if not os.path.exists("/proc/self/fd"):
+    if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
     monkeypatch.setattr(os, "ftruncate", refuse)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    monkeypatch.setattr("tempfile.tempdir", "/dev/shm" if os.path.isdir("/dev/shm") else None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("elsewhere")))
     assert cache.index_of(["c", "x"]).tolist() == [2, -1]
     assert list((tmp_path / "c/index").iterdir()) == []

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from cmcr.cache import keys
 from cmcr.cache.errors import ItemError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def test_key_rules_as_documented():

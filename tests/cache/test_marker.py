@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
 from cmcr.cache import marker as markers
 from cmcr.cache.errors import CacheError
 from cmcr.cache.reader import open_cache

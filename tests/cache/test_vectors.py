@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from cmcr.cache.vectors import normalize_rows, to_float32
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
 from cmcr.cache.errors import CacheError
 from cmcr.cache.ledger import Failure
 from cmcr.cache.plan import Piece, Unit

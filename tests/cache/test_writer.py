@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from cmcr.cache import fsio
 from cmcr.cache.errors import CacheError, DuplicateKeyError, FingerprintError
 from cmcr.cache.ledger import Failure
@@ -51,7 +50,7 @@ def markers_of(path: Path) -> dict[str, int]:
 def test_kill_at_every_call_then_resume_gives_the_undisturbed_bytes(
     tmp_path, manifest, shard, tree, killed, monkeypatch
 ):
-    monkeypatch.setattr(fsio, "WRITE_BLOCK", 3000)  # several writes a file, so that it dies half written too
+    monkeypatch.setattr(fsio, "WRITE_BLOCK", 6000)  # several writes a file, so that it dies half written too
     encode(tmp_path / "calm", manifest, shard)
     calm = tree(tmp_path / "calm")
     at = 0
