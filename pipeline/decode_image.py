@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +42,7 @@ def decode_image(data: bytes, name: str = "") -> Image.Image:
     if not data:
         raise ItemError("the image is empty (zero bytes)", where=name)
     try:
-        with warnings.catch_warnings():
-            # the limit is checked below; Pillow's own warning would only repeat it
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data))
         if picture.width * picture.height > MAX_PIXELS:
             raise ItemError(
                 f"the image has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}", where=name
