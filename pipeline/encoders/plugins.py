@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ...cache.errors import EncoderError
 from .base import Encoder, Family, Item, Remarking, Vectors, digest
+from .devices import resolve_device
 
 GROUP = "cmcr.encoders"
 _FILE_NAME = re.compile(r"(?P<path>.+\.py):(?P<attribute>[A-Za-z_]\w*)")
@@ -123,6 +124,8 @@ def _call(target: Any, name: str, context: dict[str, Any]) -> Any:
         parameters = {}  # type: ignore[assignment]  # built in C: no signature, so no arguments
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     chosen = {key: value for key, value in context.items() if takes_all or key in parameters}
+    if "device" in chosen:  # only here, because finding a device imports torch
+        chosen["device"] = resolve_device(chosen["device"])
     try:
         return target(**chosen)
     except EncoderError:

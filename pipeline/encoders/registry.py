@@ -10,6 +10,7 @@ from typing import Any
 
 from ...cache.errors import EncoderError
 from .base import MODALITIES, Encoder, Family, Modality
+from .devices import resolve_device
 from .plugins import installed_families, is_file_name, load_family, load_from_file
 
 # The encoders of the paper (C-MCR, arXiv 2305.14381), with the checkpoints that its authors' repository names.
@@ -100,13 +101,13 @@ def load_encoder(
     if modality is not None:
         _known_modality(modality)
     if name is not None and is_file_name(name):
-        encoder = load_from_file(name, modality=modality, device=_device(device), precision=precision, **options)
+        encoder = load_from_file(name, modality=modality, device=device, precision=precision, **options)
     else:
         modality = modality or "text"
         full = expand(name or DEFAULTS[modality])
         family, model, weights = split_name(full)
         encoder = _family(family, full).load(
-            model, weights, modality=modality, device=_device(device), precision=precision, **options
+            model, weights, modality=modality, device=resolve_device(device), precision=precision, **options
         )
     if modality is not None and encoder.modality != modality:
         raise EncoderError(
@@ -171,14 +172,3 @@ def _known_modality(modality: Modality) -> Modality:
     near = difflib.get_close_matches(str(modality), MODALITIES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(MODALITIES)}"
     raise EncoderError(f"no modality is called {modality!r}", todo=hint)
-
-
-def _device(device: str) -> str:
-    """``auto`` becomes the best device that torch has; other names pass."""
-    if device != "auto":
-        return device
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -33,6 +33,7 @@ class TextTable:
     space = Space("table-1", "table")
     dim = 512
     by_batch = True
+    records = True
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -48,8 +49,9 @@ class TextTable:
         return item.data
 
     def encode(self, batch: Sequence[str]) -> Vectors:
-        self.seen += batch
-        self.sizes.append(len(batch))
+        if self.records:
+            self.seen += batch
+            self.sizes.append(len(batch))
         if any(text.startswith("!item") for text in batch):
             raise ItemError("this text says that it cannot be encoded")
         if any(text.startswith("!value") for text in batch):
@@ -62,6 +64,12 @@ class TextTable:
         rows[[text.startswith("!nan") for text in batch], 3] = np.nan
         rows[[text.startswith("!zero") for text in batch]] = 0.0
         return rows
+
+
+class PlainTable(TextTable):
+    """Remembers nothing, so that its memory does not grow."""
+
+    records = False
 
 
 class OtherTable(TextTable):

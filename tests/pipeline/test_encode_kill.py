@@ -133,7 +133,7 @@ def test_a_million_rows_need_no_more_memory_than_131072(tmp_path: Path, say: Cal
         source = tmp_path / f"{rows}.txt"
         with source.open("w") as out:
             out.writelines(f"a caption of some length, as they are, number {i}\n" for i in range(rows))
-        command = [sys.executable, "-c", PEAK, str(source), str(tmp_path / str(rows)), f"{FILE}:TextTable"]
+        command = [sys.executable, "-c", PEAK, str(source), str(tmp_path / str(rows)), f"{FILE}:PlainTable"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         count, peak = map(int, done.stdout.split())
         assert count == rows
