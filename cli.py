@@ -158,9 +158,10 @@ def complete(
 ) -> None:
     """Complete every row of a cache by the softmax-weighted retrieval from a memory bank."""
     from .pipeline import terminal
+    from .pipeline.progress import CountBar
     from .trainer.completion import complete as run
 
-    with _maybe(quiet or json, lambda: _Bar("complete")) as progress:
+    with _maybe(quiet or json, lambda: CountBar("complete")) as progress:
         report = run(
             query,
             bank,
@@ -201,6 +202,7 @@ def fit(
 ) -> None:
     """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume."""
     from .pipeline import terminal
+    from .pipeline.progress import CountBar
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
 
@@ -214,7 +216,7 @@ def fit(
         )
     recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
     say = None if quiet or json else _say
-    with _maybe(quiet or json, lambda: _Bar("fit")) as progress:
+    with _maybe(quiet or json, lambda: CountBar("fit")) as progress:
         overrides = given if config else {}
         result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
     record = {"connector": str(result.folder), "metrics": dict(result.metrics), "seconds": result.seconds}
@@ -403,32 +405,6 @@ def connector_info(folder: Annotated[Path, typer.Argument(help="Connector folder
 
     loaded = Loaded.load(folder)
     _show(terminal.connector_lines(loaded), jsonlib.loads((folder / "config.json").read_text(encoding="utf-8")), json)
-
-
-class _Bar:
-    """A rich bar for work that counts (done, total)."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._bar = Progress(console=Console(stderr=True), transient=True)
-        self._title = title
-        self._task: Any = None
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, total: int, record: Any = None) -> None:
-        """Show how far the work is; ``record`` may carry the newest loss."""
-        if self._task is None:
-            self._task = self._bar.add_task(self._title, total=total)
-        loss = f"  loss {record['loss']:.3f}" if record and "loss" in record else ""
-        self._bar.update(self._task, completed=done, total=total, description=f"{self._title}{loss}")
 
 
 def _maybe(silent: bool, make: Any) -> Any:

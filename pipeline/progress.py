@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -78,13 +78,13 @@ class RichProgress:
         self._start = Event("start")
 
     def __enter__(self) -> RichProgress:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -92,6 +92,7 @@ class RichProgress:
             self._bar.console.print(event.text, markup=False, highlight=False)
             return
         if event.kind == "start":
+            self._bar.start()  # not earlier: an error before the first row must not leave an empty bar behind
             self._start = event
             self._task = self._bar.add_task(self._title, total=event.total, counts="", failures="")
         if self._task is None:
@@ -106,3 +107,32 @@ class RichProgress:
             counts=f"{self._rows + self._failed:,}/{total} rows, {self._shards}/{self._start.shards} shards",
             failures=f"{self._failed:,} failed" if self._failed else "",
         )
+
+
+class CountBar:
+    """A bar on stderr for work that counts; a context manager that is called with (done, in all, newest record)."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._title = title
+        self._task: Any = None
+
+    def __enter__(self) -> CountBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, record: Mapping[str, Any] | None = None) -> None:
+        """Show how far the work is; ``record`` may carry the newest loss."""
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=total)
+        loss = f"  loss {record['loss']:.3f}" if record and "loss" in record else ""
+        self._bar.update(self._task, completed=done, total=total, description=f"{self._title}{loss}")
