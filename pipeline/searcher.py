@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..cache.errors import CacheError, CmcrError, ConnectorError
+from ..cache.runs import find_source
 from .shared import SharedView
 
 if TYPE_CHECKING:
@@ -76,12 +77,14 @@ class RunningTopK:
 
     def _candidates(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sims = self.queries @ rows.T  # (Q, B)
-        best = torch.topk(sims, min(self.k, sims.shape[1]), sorted=False).values.amin(1)  # (Q,)
-        if sims.shape[1] < self.k:
-            best.fill_(-torch.inf)
-        threshold = torch.maximum(best, self.floor) - self.margin
+        live = torch.nonzero(sims.amax(1) >= self.floor - self.margin)[:, 0]  # (L,) queries that this block may improve
+        sims = sims[live] if len(live) < len(sims) else sims  # (L, B)
+        if not len(live):
+            return live, live
+        best = torch.topk(sims, min(self.k, sims.shape[1]), sorted=False).values.amin(1)  # (L,)
+        threshold = torch.maximum(best, self.floor[live]) - self.margin
         owner, column = torch.nonzero(sims >= threshold[:, None], as_tuple=True)  # (P,), (P,)
-        return owner, column
+        return live[owner], column
 
     def _rescore(self, owner: torch.Tensor, column: torch.Tensor, rows: torch.Tensor) -> npt.NDArray[np.float64]:
         step = max(1, PAIRS_AT_ONCE // rows.shape[1])
@@ -243,8 +246,13 @@ class Searcher:
 
     def _look_up(self, rows: npt.NDArray[np.int64]) -> Sequence[dict[str, Any]]:
         cache = self.gallery
-        columns = zip(rows, cache.keys(rows), cache.captions(rows), cache.sources(rows), strict=True)
+        columns = zip(cache.keys(rows), cache.captions(rows), cache.sources(rows), strict=True)
         return [
-            {"key": key, "caption": caption, "source": source, "path": cache.source_path(int(row))}
-            for row, key, caption, source in columns
+            {
+                "key": key,
+                "caption": caption,
+                "source": source,
+                "path": find_source(cache.path, source) if source else None,
+            }
+            for key, caption, source in columns
         ]

@@ -98,7 +98,7 @@ def test_pairs_from_a_file_decide_what_is_relevant(
     rows = [(0, 3), (0, 5), (1, 3), (4, 0), (4, 0)]
     lines = ["query,gallery", *(f"sounds/{a:05d},images/{b:05d}" for a, b in rows)]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    report = evaluate(connector=connector, query=sounds, gallery=images, pairs=tmp_path / "pairs.csv", ks=(2,))
+    report = evaluate(connector=connector, query=sounds, gallery=images, pairs=tmp_path / "pairs.csv", ks=(2, 8))
     right = np.zeros((6, 8), bool)
     for a, b in rows:
         right[a, b] = True
@@ -106,6 +106,7 @@ def test_pairs_from_a_file_decide_what_is_relevant(
     assert (report.there.queries, report.there.skipped) == (3, 3)
     assert report.there.recall[2] == pytest.approx((first_right(scores, right) <= 2).mean())
     assert report.there.mean_average_precision == pytest.approx(average_precision(scores, right).mean())
+    assert report.there.precision[8] == pytest.approx(4 / 3 / 8)  # the pair that stands twice counts once
     assert report.back.mean_average_precision == pytest.approx(average_precision(scores.T, right.T).mean())
 
 

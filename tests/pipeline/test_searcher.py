@@ -73,17 +73,16 @@ def test_result_does_not_depend_on_block_or_on_the_other_queries() -> None:
     assert (np.concatenate([found for found, _ in alone]) == scores).all()
 
 
-def test_near_ties_below_float32_are_ordered_as_in_float64() -> None:
-    base = np.zeros((6, 64), np.float32)
-    base[:, 0] = 1
-    for n in range(6):  # cosines that fall by 2e-9 a row: float32 scores cannot tell them apart
-        base[n, 1 + n] = np.sqrt(n * 4e-9)
-    query = np.zeros((1, 64), np.float32)
-    query[0, 0] = 1
-    query[0, 1:] = 1e-9 * np.arange(63)
-    gallery = base[::-1].copy()
-    _, rows = blocked(query, gallery, 4, 2)
-    assert rows.tolist() == naive(query, gallery, 4)[1].tolist()
+def test_rows_closer_than_float32_can_tell_are_chosen_as_in_float64() -> None:
+    rng = np.random.default_rng(5)
+    centre = rng.normal(size=(1, 300))
+    gallery = unit(centre + 4e-4 * rng.normal(size=(2000, 300)))  # cosines to the queries within some 1e-7
+    queries = unit(centre + 4e-4 * rng.normal(size=(20, 300)))
+    scores = gallery.astype(np.float64) @ queries.T.astype(np.float64)
+    _, rows = blocked(queries, gallery, 5, 300)
+    assert rows.tolist() == np.argsort(-scores.T, axis=1, kind="stable")[:, :5].tolist()
+    rough = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :5]
+    assert rough.tolist() != rows.tolist()  # float32 alone would have chosen others
 
 
 def test_a_constant_gallery_answers_in_its_own_order() -> None:
@@ -178,3 +177,6 @@ def test_the_fingerprint_follows_weights_kinds_and_spaces_alone(make_connector: 
     assert connector_fingerprint(one) != connector_fingerprint(make_connector(1))
     kept = make_connector(0, clap=ProjectorSpec("affine", 8, 6, centred=True))
     assert connector_fingerprint(one) != connector_fingerprint(kept)
+    bridges = [ProjectorSpec("bridge", 8, 6, rows=3, scale=scale) for scale in (10.0, 30.0)]  # the same (zero) weights
+    first, second = (connector_fingerprint(make_connector(0, clap=spec)) for spec in bridges)
+    assert first != second
