@@ -8,11 +8,10 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from ..cache.errors import CmcrError
 from .measures import Floats, PerQuery, Settings, Ties, block_measures
-from .ranking import Places, Relevance, places, score_blocks
+from .ranking import Places, Relevance, Scores, places, score_blocks
 
 # Scores held at once: 2^24 in float64 are 128 MB.
 _SCORES = 1 << 24
@@ -135,7 +134,7 @@ def chance(relevance: Relevance, *, ks: Sequence[int] = (1, 5, 10), ndcg_at: int
 
 
 def rank_metrics(
-    scores: Iterable[tuple[int, Tensor]],
+    scores: Iterable[tuple[int, Scores]],
     relevance: Relevance,
     *,
     ks: Sequence[int] = (1, 5, 10),
@@ -152,7 +151,7 @@ def rank_metrics(
     return _summary(parts, relevance, settings)
 
 
-def _measured(scores: Iterable[tuple[int, Tensor]], relevance: Relevance, settings: Settings) -> Iterator[PerQuery]:
+def _measured(scores: Iterable[tuple[int, Scores]], relevance: Relevance, settings: Settings) -> Iterator[PerQuery]:
     for start, block in scores:
         query, item = relevance.rows(start, start + block.shape[0])
         where = places(block, query, item, in_order=settings[2] == "optimistic")

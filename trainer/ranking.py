@@ -14,6 +14,7 @@ from torch import Tensor
 from ..cache.errors import CmcrError
 
 Ints = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
 _CAPTION_NUMBER = re.compile(r"#\d+$")
 # Up to this many relevant items a query, one pass over the scores for each beats sorting the row.
 _FEW = 8
@@ -166,52 +167,52 @@ class Places:
     before: Ints
 
 
-def places(scores: Tensor, query: Ints, item: Ints, *, in_order: bool = False) -> Places:
+def places(scores: Scores, query: Ints, item: Ints, *, in_order: bool = False) -> Places:
     """Places of the relevant pairs (query, item), (nnz,) each, under scores (B, G), in O(B G) memory."""
-    rows, columns = (torch.from_numpy(np.ascontiguousarray(a)).to(scores.device) for a in (query, item))
-    target = scores[rows, columns]  # (nnz,)
-    counts = torch.bincount(rows, minlength=scores.shape[0])  # (B,)
-    few = not len(rows) or int(counts.max()) <= _FEW
-    higher, equal = (_count if few else _search)(scores, rows, target)
-    before = _earlier_equals(scores, rows, columns, higher) if in_order else torch.zeros_like(higher)
-    return Places(query, *(a.cpu().numpy() for a in (higher, equal, before)))
+    target = scores[query, item]  # (nnz,)
+    counts = np.bincount(query, minlength=len(scores))  # (B,)
+    higher, equal = (_count if counts.max(initial=0) <= _FEW else _search)(scores, query, target)
+    before = _earlier_equals(scores, query, item, higher) if in_order else np.zeros_like(higher)
+    return Places(query, higher, equal, before)
 
 
-def _count(scores: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _count(scores: Scores, query: Ints, target: Scores) -> tuple[Ints, Ints]:
     """Items above and level with each target by comparing, in chunks of one target a query."""
-    size = max(1, scores.shape[0])
-    higher, equal = torch.zeros_like(rows), torch.zeros_like(rows)
-    for start in range(0, len(rows), size):
+    size = max(1, len(scores))
+    higher, equal = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
+    for start in range(0, len(query), size):
         part = slice(start, start + size)
-        block, level = scores[rows[part]], target[part, None]  # (size, G), (size, 1)
-        higher[part] = (block > level).sum(1)
-        equal[part] = (block == level).sum(1)
+        own = len(query) == size and np.array_equal(query, np.arange(size))
+        block, level = scores if own else scores[query[part]], target[part, None]  # (size, G), (size, 1)
+        higher[part] = np.count_nonzero(block > level, axis=1)
+        equal[part] = np.count_nonzero(block == level, axis=1)
     return higher, equal
 
 
-def _search(scores: Tensor, rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Items above and level with each target by sorting each row once."""
-    ascending = scores.sort(dim=1).values  # (B, G)
-    first = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=scores.shape[0]).cumsum(0)[:-1]])
-    slot = torch.arange(len(rows), device=rows.device) - first[rows]  # place of a pair among those of its query
-    padded = scores.new_zeros(scores.shape[0], int(slot.max()) + 1)  # (B, m)
-    padded[rows, slot] = target
-    below = torch.searchsorted(ascending, padded, right=False)[rows, slot]
-    up_to = torch.searchsorted(ascending, padded, right=True)[rows, slot]
+def _search(scores: Scores, query: Ints, target: Scores) -> tuple[Ints, Ints]:
+    """Items above and level with each target by sorting each row once; pairs are in the order of their queries."""
+    ascending = np.sort(scores, axis=1)  # (B, G)
+    ends = np.cumsum(np.bincount(query, minlength=len(scores)))
+    below, up_to = np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
+    for row, stop in enumerate(ends):
+        part = slice(ends[row - 1] if row else 0, stop)
+        below[part] = np.searchsorted(ascending[row], target[part], side="left")
+        up_to[part] = np.searchsorted(ascending[row], target[part], side="right")
     return scores.shape[1] - up_to, up_to - below
 
 
-def _earlier_equals(scores: Tensor, rows: Tensor, columns: Tensor, higher: Tensor) -> Tensor:
+def _earlier_equals(scores: Scores, query: Ints, item: Ints, higher: Ints) -> Ints:
     """How many items of the same score stand before each relevant one in the gallery."""
-    order = torch.argsort(scores, dim=1, descending=True, stable=True)  # (B, G)
-    place = torch.empty_like(order)
-    place.scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
-    return place[rows, columns] - higher
+    order = np.argsort(-scores, axis=1, kind="stable")  # (B, G)
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.broadcast_to(np.arange(scores.shape[1]), order.shape), axis=1)
+    out: Ints = place[query, item] - higher
+    return out
 
 
 def score_blocks(
     queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], block: int, device: str = "cpu"
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Scores]]:
     """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows tie.
 
     Computed in float64 and rounded to multiples of 2^-24 (6e-8, float32 near 1), so that order and ties do not hang on
@@ -220,7 +221,8 @@ def score_blocks(
     bank = _unit(np.asarray(gallery, np.float32), "gallery").to(device)  # (G, D)
     for start in range(0, len(queries), block):
         part = _unit(np.asarray(queries[start : start + block], np.float32), "query").to(device)  # (B, D)
-        yield start, (part @ bank.T).mul_(_GRID).round_().div_(_GRID).float()  # (B, G)
+        scaled = part.mul_(_GRID) @ bank.T  # (B, G)
+        yield start, scaled.round_().float().div_(_GRID).cpu().numpy()
 
 
 def _unit(rows: npt.NDArray[np.float32], name: str) -> Tensor:

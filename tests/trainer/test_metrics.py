@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from cmcr.cache.errors import CmcrError
 from cmcr.trainer.metrics import both_directions, chance, rank_metrics, retrieval_metrics
 from cmcr.trainer.ranking import Relevance
@@ -45,7 +44,7 @@ def naive_expected(scores: list[int], relevant: list[bool], k: int) -> dict[str,
 def of(table: list[list[int]], relevant: list[list[bool]], **options: Any) -> Any:
     query, item = np.nonzero(np.array(relevant))
     relevance = Relevance.from_rows(query, item, len(table), len(table[0]))
-    blocks = [(start, torch.tensor(table[start : start + 2], dtype=torch.float32)) for start in range(0, len(table), 2)]
+    blocks = [(start, np.array(table[start : start + 2], np.float32)) for start in range(0, len(table), 2)]
     return rank_metrics(blocks, relevance, ks=KS, ndcg_at=3, **options)
 
 
@@ -208,7 +207,7 @@ def test_optimistic_is_the_rule_of_the_kit_on_vectors_full_of_ties(reference: An
     queries = rng.integers(0, 2, (60, 6)).astype(np.float32) + np.float32(0.5)
     gallery = rng.integers(0, 2, (60, 6)).astype(np.float32) + np.float32(0.5)
     paired = retrieval_metrics(queries, gallery, Relevance.paired(60), ties="optimistic")
-    scores = torch.from_numpy(reference.unit(queries) @ reference.unit(gallery).T)
+    scores = reference.unit(queries) @ reference.unit(gallery).T
     same = rank_metrics([(0, scores)], Relevance.paired(60), ties="optimistic")
     want = reference.paired_recall(queries, gallery)
     assert {f"R@{k}": value for k, value in same.recall.items()} == pytest.approx(want)
