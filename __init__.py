@@ -1,7 +1,7 @@
 """cmcr connects frozen contrastive models without paired data.
 
-Corpora become embedding caches, caches become a connector, the connector answers a search across modalities. The functions
-below are the whole job from Python; each command of ``cmcr`` calls one of them.
+Corpora become embedding caches, caches become a connector, the connector answers a search across modalities. The
+functions below are the whole job from Python; each command of ``cmcr`` calls one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,22 @@ from .cache.errors import CmcrError
 from .trainer.hooks import InputEncoder, register_input_encoder
 
 if TYPE_CHECKING:
-    from .cache.reader import open_cache
+    from .cache.importer import import_clip_retrieval as import_clip_retrieval
+    from .cache.importer import import_npy as import_npy
+    from .cache.join import join as join
+    from .cache.reader import open_cache as open_cache
+    from .cache.verify import verify as verify
+    from .pipeline.demo.run import demo as demo
+    from .pipeline.encode import encode as encode
+    from .pipeline.encoders.registry import load_encoder as load_encoder
+    from .pipeline.evaluate import evaluate as evaluate
+    from .pipeline.project import project as project
+    from .pipeline.search import search as search
+    from .trainer.completion import complete as complete
+    from .trainer.connector import Connector as Connector
+    from .trainer.fit import fit as fit
+    from .trainer.pairs import load_pairs as load_pairs
+    from .trainer.recipe import load_recipe as load_recipe
 
 _HOMES = {
     "open_cache": ".cache.reader",
@@ -31,7 +46,7 @@ _HOMES = {
     "project": ".pipeline.project",
     "search": ".pipeline.search",
     "evaluate": ".pipeline.evaluate",
-    "demo": ".pipeline.demo",
+    "demo": ".pipeline.demo.run",
 }
 
 __all__ = ["CmcrError", "__version__", *sorted(_HOMES)]

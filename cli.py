@@ -86,11 +86,12 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the whole job in the sandbox world and leave a report: audio to image, and 3D to text."""
-    from .pipeline.demo import demo as run
+    from .pipeline.demo.page import demo_lines
+    from .pipeline.demo.run import demo as run
 
     say = None if quiet or json else _say
     result = run(output, seed=seed, size=size, only_corpora=only_corpora, overwrite=overwrite, say=say)
-    _show(result.lines(), result.to_json(), json)
+    _show(demo_lines(result), result.to_json(), json)
 
 
 @app.command()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..cache.errors import CmcrError
-from ..cache.fsio import write_atomic
-from .demo_tasks import UPPER_BOUND
-from .report import Example, HitView, Report, Row, Stage, TaskReport, data_uri, png_uri, render
-from .search import SearchResult, search
-from .tiles import item_tile
+from ...cache.errors import CmcrError
+from ...cache.fsio import write_atomic
+from ..report import Example, HitView, Report, Row, Stage, TaskReport, data_uri, png_uri, render
+from ..search import SearchResult, search
+from ..tiles import item_tile
+from .results import DemoResult, TaskResult
+from .tasks import UPPER_BOUND
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from .demo import DemoResult, TaskResult
 
 EXAMPLES, HITS, TILE = 6, 6, 200
 MEASURES = ("R@1", "R@5", "R@10", "mAP")
@@ -34,7 +34,21 @@ NAMES = {
 
 def next_commands() -> str:
     """What to type for one's own files: the same text in the terminal and on the page."""
-    return (Path(__file__).parent / "templates" / "next.txt").read_text(encoding="utf-8")
+    return (Path(__file__).parents[1] / "templates" / "next.txt").read_text(encoding="utf-8")
+
+
+def demo_lines(result: DemoResult) -> list[Any]:
+    """One table, the share of the upper bound, and what to type next."""
+    if not result.tasks:
+        return [f"sandbox corpora of world {result.seed}: {result.corpora.root}"]
+    return [
+        result_table(result),
+        "The world is synthetic: these figures say that the machinery works, not how good it is on real data.",
+        *(f"{t.task.title}: C-MCR reaches {t.share_of_bound:.0%} of the upper bound" for t in result.tasks),
+        f"report: {result.output / 'report.html'}",
+        "\nYour own files next:\n",
+        next_commands(),
+    ]
 
 
 def result_table(result: DemoResult) -> Table:

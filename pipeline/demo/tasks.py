@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .sandbox.corpora import SandboxCorpora
+from ..sandbox.corpora import SandboxCorpora
 
 UPPER_BOUND = "upper bound"
 BASELINES = ("identity", "procrustes", "ridge", "bridge")

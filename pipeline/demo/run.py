@@ -3,102 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..cache.errors import CmcrError
-from ..cache.fsio import write_atomic
-from .demo_tasks import TASKS, UPPER_BOUND, Task, corpora_to_encode
-from .encode import encode
-from .evaluate import RetrievalReport, evaluate
-from .sandbox.corpora import SandboxCorpora, SandboxSizes, write_corpora
+from ...cache.errors import CmcrError
+from ...cache.fsio import write_atomic
+from ..encode import encode
+from ..evaluate import evaluate
+from ..sandbox.corpora import SandboxCorpora, SandboxSizes, write_corpora
+from .page import write_report
+from .results import DemoResult, MethodResult, TaskResult, figures
+from .tasks import TASKS, UPPER_BOUND, Task, corpora_to_encode
 
 SIZES = {
     "full": SandboxSizes(captions=8_000, images=1_500, sounds=1_500, clouds=800, evaluation=200, pairs=1_200),
     "small": SandboxSizes(captions=1_000, images=200, sounds=200, clouds=150, evaluation=40, pairs=150),
 }
 EPOCHS = {"full": 36, "small": 8}
-FORMAT, VERSION = "cmcr-demo", 1
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """One row of the table of a task."""
-
-    method: str
-    connector: Path | None
-    report: RetrievalReport | None
-    figures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One connection: what each method reached, chance first, the upper bound last."""
-
-    task: Task
-    rows: tuple[MethodResult, ...]
-
-    def of(self, method: str) -> MethodResult:
-        """The row of a method."""
-        return next(row for row in self.rows if row.method == method)
-
-    @property
-    def share_of_bound(self) -> float:
-        """R@1 of C-MCR over R@1 of the same projectors fitted on true pairs."""
-        bound = self.of(UPPER_BOUND).figures["R@1"]
-        return self.of("c-mcr").figures["R@1"] / bound if bound > 0 else float("nan")
-
-    def standard_error(self, method: str) -> float:
-        """Binomial standard error of the R@1 of a method."""
-        share, count = self.of(method).figures["R@1"], self.of(method).figures["queries"]
-        return float((share * (1 - share) / count) ** 0.5)
-
-    def to_json(self) -> dict[str, Any]:
-        """Figures by method, shares between 0 and 1."""
-        return {
-            "query": self.task.query_modality,
-            "gallery": self.task.gallery_modality,
-            "methods": {row.method: dict(row.figures) for row in self.rows},
-            "share_of_upper_bound": self.share_of_bound,
-        }
-
-
-@dataclass
-class DemoResult:
-    """What a demo left behind."""
-
-    output: Path
-    seed: int
-    corpora: SandboxCorpora
-    tasks: list[TaskResult] = field(default_factory=list)
-    stages: list[tuple[str, str, float]] = field(default_factory=list)
-
-    def lines(self) -> list[Any]:
-        """One table, the share of the upper bound, and what to type next."""
-        from .demo_report import next_commands, result_table
-
-        if not self.tasks:
-            return [f"sandbox corpora of world {self.seed}: {self.corpora.root}"]
-        shares = [f"{t.task.title}: C-MCR reaches {t.share_of_bound:.0%} of the upper bound" for t in self.tasks]
-        return [
-            result_table(self),
-            "The world is synthetic: these figures say that the machinery works, not how good it is on real data.",
-            *shares,
-            f"report: {self.output / 'report.html'}",
-            "\nYour own files next:\n",
-            next_commands(),
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``metrics.json``: no times, no paths, equal for equal seeds."""
-        tasks = {result.task.name: result.to_json() for result in self.tasks}
-        return {"format": FORMAT, "version": VERSION, "seed": self.seed, "synthetic": True, "tasks": tasks}
 
 
 def demo(
@@ -145,8 +71,6 @@ def demo(
     for task in TASKS:
         result.tasks.append(run.task(task))
     with run.stage("report", "examples, pictures and sounds"):
-        from .demo_report import write_report
-
         write_report(result)
     write_atomic(run.output / "metrics.json", (json.dumps(result.to_json(), indent=2, sort_keys=True) + "\n").encode())
     return result
@@ -164,8 +88,6 @@ class _Run:
 
     def claim(self, overwrite: bool) -> None:
         """Make the folder this demo's; refuse one that holds a demo with other settings, or something else."""
-        import shutil
-
         mark = self.output / "demo.json"
         mine = json.dumps({"seed": self.seed, "size": self.size}, sort_keys=True) + "\n"
         if self.output.exists() and any(self.output.iterdir()):
@@ -215,7 +137,7 @@ class _Run:
 
     def fit(self, task: Task, method: str) -> Path:
         """One connector; a finished one is taken as it is."""
-        from ..trainer.fit import fit
+        from ...trainer.fit import fit
 
         folder = self.output / "connectors" / task.name / method
         if not (folder / "config.json").exists():
@@ -223,8 +145,3 @@ class _Run:
             settings = task.settings(method, self.seed, EPOCHS[self.size])
             fit(space=spaces, output=folder, completions=str(self.output / "caches" / "completions"), **settings)
         return folder
-
-
-def figures(record: Mapping[str, Any]) -> dict[str, float]:
-    """The measures of the table."""
-    return {name: float(record[name]) for name in ("R@1", "R@5", "R@10", "mAP", "median_rank", "queries")}
