@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,9 +94,9 @@ def _step(
     return {**losses, "grad_norm": norm}
 
 
-def _not_finite(objective: Objective, what: str, values: Mapping[str, Any], rows: Indices, step: int) -> FitError:
+def _not_finite(objective: Objective, what: str, values: Mapping[str, Tensor], rows: Indices, step: int) -> FitError:
     """The error for a step whose loss or gradient is not finite."""
-    shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+    shown = ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
     keys = ", ".join(objective.keys(rows[:3]))
     bad = objective.bad_rows(rows)
     broken = [name for name, p in objective.model.named_parameters() if not bool(torch.isfinite(p).all())]

@@ -101,12 +101,12 @@ def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
     """softmax over j plus softmax over i of the logits of some rows (chunk, B): one exponential times two scales."""
     a, b, row, column, *kept = ctx.saved_tensors
     if kept:
-        return (row[rows, None] + column).mul_(kept[0][rows])
+        weights: Tensor = (row[rows, None] + column).mul_(kept[0][rows])
+        return weights
     logits = torch.matmul(a[rows] / ctx.tau, b.T)
     if ctx.shift is not None:
         return logits.sub_(ctx.shift).exp_().mul_(row[rows, None] + column)
-    weights: Tensor = torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
-    return weights
+    return torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
 
 
 def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> Tensor:

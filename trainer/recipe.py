@@ -141,7 +141,9 @@ class Recipe(BaseModel):
         for one in self.eval:
             record = one.model_dump(exclude_none=True)
             evals.append({k: relative(v) if k in ("query", "gallery", "pairs") else v for k, v in record.items()})
-        return to_toml({"space": spaces, "fit": {**fit, "output": "."}, "eval": evals})
+        options = fit.pop("options", {})
+        fit |= {"output": ".", **({"options": options} if options else {})}
+        return to_toml({"space": spaces, "fit": fit, **({"eval": evals} if evals else {})})
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -57,8 +57,9 @@ class RunFolder:
         if overwrite:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / RECIPE).exists():
-            write_atomic(folder / RECIPE, recipe.encode("utf-8"))
+        content = recipe.encode("utf-8")
+        if not (folder / RECIPE).exists() or (folder / RECIPE).read_bytes() != content:
+            write_atomic(folder / RECIPE, content)
         return cls(folder, identity, progress)
 
     @staticmethod
@@ -78,7 +79,7 @@ class RunFolder:
             raise FitError(
                 "there is a finished connector already", where=str(folder), todo="choose another output, or --overwrite"
             )
-        elif (folder / RECIPE).read_text(encoding="utf-8") != recipe:
+        elif (folder / CHECKPOINT).exists() and (folder / RECIPE).read_text(encoding="utf-8") != recipe:
             raise _other_fit("its recipe is another one", folder)
 
     @property
