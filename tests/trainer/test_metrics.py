@@ -139,6 +139,12 @@ def test_optimistic_counts_strictly_higher_scores_and_gallery_order() -> None:
     assert got.precision[0, 1] == pytest.approx(1 / 2)
 
 
+def test_as_many_relevant_items_as_queries_need_not_be_one_each() -> None:
+    got = of([[3, 1, 2], [1, 2, 3]], [[True, True, False], [False, False, False]])
+    assert got.per_query.query.tolist() == [0]
+    assert got.per_query.ap[0] == pytest.approx((1 + 2 / 3) / 2)
+
+
 def test_block_size_changes_nothing() -> None:
     rng = np.random.default_rng(3)
     queries = rng.integers(-1, 2, (50, 8)).astype(np.float32)
