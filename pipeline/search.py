@@ -70,12 +70,10 @@ class SearchResult:
         from rich.markup import escape
         from rich.table import Table
 
-        several = len(self.queries) > 1
         shown = [hit for hits in self.hits for hit in hits]
         captions = any(hit.caption for hit in shown)
-        table = Table(title=None if several else f"Query: {escape(self.queries[0].label)}", title_justify="left")
-        if several:
-            table.add_column("query", overflow="fold", max_width=40)
+        table = Table()
+        table.add_column("query", overflow="fold", max_width=40)
         table.add_column("#", justify="right")
         table.add_column("score", justify="right")
         table.add_column("key", overflow="fold")
@@ -83,8 +81,12 @@ class SearchResult:
             table.add_column("caption", overflow="fold")
         for query, hits in zip(self.queries, self.hits, strict=True):
             for hit in hits:
-                cells = [escape(query.label) if hit.rank == 1 else ""] if several else []
-                cells += [str(hit.rank), f"{hit.score:.4f}", escape(hit.key)]
+                cells = [
+                    escape(query.label) if hit.rank == 1 else "",
+                    str(hit.rank),
+                    f"{hit.score:.4f}",
+                    escape(hit.key),
+                ]
                 cells += [escape(hit.caption or "")] if captions else []
                 table.add_row(*cells, end_section=hit.rank == len(hits))
         return table
@@ -183,9 +185,7 @@ def _ask(
         raw: Any = asked
         return raw_queries(modality, values), embed(connector, space=space, encoder=encoder, **raw)
     if any(asked.get(flag) is not None for flag in FLAGS):
-        raise CmcrError(
-            "A search is asked with a query cache or with a raw input, not both.", todo="drop one of them"
-        )
+        raise CmcrError("A search is asked with a query cache or with a raw input, not both.", todo="drop one of them")
     cache = as_cache(query)
     view = SharedView(cache, connector)
     if space is not None and view.head is not None and space != view.head:

@@ -212,7 +212,7 @@ class Searcher:
 
     def _check(self, vectors: Vectors, k: int) -> None:
         if k < 1:
-            raise CmcrError(f"A search returns at least one hit, not {k}.", todo="give -k a positive number")
+            raise CmcrError(f"A search returns at least one hit, not {k}.", todo="give --k a positive number")
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ConnectorError(
                 f"Queries are rows of {self.dim} numbers in the shared space; these have the shape {vectors.shape}.",

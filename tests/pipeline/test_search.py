@@ -187,8 +187,3 @@ def test_table_and_json_show_every_hit_once(make_connector: MakeConnector, make_
     Console(file=screen, width=100).print(result.table())
     assert screen.getvalue().count("images/0000") == 6  # four hits and the two queries
     assert "[red]caption 1" in screen.getvalue()  # captions are text, not markup
-    single = io.StringIO()
-    Console(file=single, width=100).print(
-        search(make_connector(), gallery, query=gallery, key="images/00001", k=2).table()
-    )
-    assert "Query: images/00001" in single.getvalue()
