@@ -74,8 +74,23 @@ def world(make_cache: MakeCache, tmp_path: Path) -> Path:
     make_cache("audio", audio, space="clap", modality="audio", keys=[f"sound-{i}" for i in range(150)])
     make_cache("images", image, space="clip", modality="image", keys=[f"image-{i}" for i in range(150)])
     (tmp_path / "recipe.toml").write_text(
-        '[space.clap]\noverlap = "text-clap"\nbank = ["audio"]\n\n[space.clip]\noverlap = "text-clip"\nbank = "images"\n\n'
-        '[fit]\nmethod = "c-mcr"\nepochs = 4\nbatch_size = 128\nhidden = 32\nout_dim = 16\ntau1 = 0.05\noutput = "out"\n'
-        "log_every = 1\ncheckpoint_every = 3\n"
+        """
+        [space.clap]
+        overlap = "text-clap"
+        bank = ["audio"]
+        [space.clip]
+        overlap = "text-clip"
+        bank = "images"
+        [fit]
+        method = "c-mcr"
+        epochs = 4
+        batch_size = 128
+        hidden = 32
+        out_dim = 16
+        tau1 = 0.05
+        output = "out"
+        log_every = 1
+        checkpoint_every = 3
+        """
     )
     return tmp_path
