@@ -73,7 +73,7 @@ def to_mono(audio: Audio, rate: int) -> npt.NDArray[np.float32]:
 
     Resampling is soxr's high quality; at least one sample comes out.
     """
-    mono = audio.samples.mean(axis=0, dtype=np.float64).astype(np.float32)  # (T,)
+    mono: npt.NDArray[np.float32] = audio.samples.mean(axis=0, dtype=np.float64).astype(np.float32)  # (T,)
     if rate == audio.rate:
         return mono
     import soxr
@@ -91,7 +91,8 @@ def _read(sound: Any) -> npt.NDArray[np.float32]:
         total += block.size
         if total > MAX_SAMPLES:
             raise ValueError(f"more than {MAX_SAMPLES} samples")
-    return np.concatenate(blocks)
+    samples: npt.NDArray[np.float32] = np.concatenate(blocks)
+    return samples
 
 
 def _refuse_truncated(found: int, promised: int, kind: str, log: str, name: str) -> None:

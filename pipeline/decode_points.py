@@ -93,9 +93,7 @@ def _load(data: bytes, name: str, allow_pickle: bool) -> Any:
 def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
     """Parse a .npy after comparing what its header promises with what is there."""
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    shape, dtype = _npy_header(stream)
     if dtype.hasobject:
         if not allow_pickle:
             raise ItemError(
@@ -109,6 +107,15 @@ def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
     if min(shape, default=0) < 0 or promised > there:
         raise ItemError(f"the array is truncated: {promised} bytes are promised, {there} are there", where=name)
     return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type that a .npy promises; leaves the stream at the data."""
+    formats: Any = np.lib.format
+    version = formats.read_magic(stream)
+    read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
 
 
 def _unpickled(data: bytes) -> Any:

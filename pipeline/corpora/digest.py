@@ -27,9 +27,9 @@ def digest_range(path: Path, start: int, stop: int, seed: bytes = b"") -> str:
     return digest.hexdigest()
 
 
-def read_ends(path: Path, size: int) -> bytes:
+def read_ends(path: Path | str, size: int) -> bytes:
     """First and last 4 KiB of a file (the whole of a file that is not longer than both)."""
-    with path.open("rb") as handle:
+    with open(path, "rb", buffering=0) as handle:
         if size <= 2 * END_BYTES:
             return handle.read(2 * END_BYTES)
         head = handle.read(END_BYTES)

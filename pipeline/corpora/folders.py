@@ -198,7 +198,8 @@ def load_file(root: Path, path: str, limit: int) -> bytes | Failure:
             return Failure("", "read", "NotAFile", f"{path} is not a regular file")
         if info.st_size > limit:
             return Failure("", "read", "TooLarge", f"{path} has {info.st_size} bytes, more than {limit}")
-        return place.read_bytes()
+        with open(place, "rb", buffering=0) as handle:
+            return handle.readall()
     except OSError as error:
         return Failure("", "read", type(error).__name__, f"{path} cannot be read: {error.strerror}")
 
@@ -217,9 +218,7 @@ def _look(root: Path, path: str) -> tuple[int, bytes | None]:
 
 def _resolve(root: Path, path: str) -> Path:
     place = root / path
-    if "\\x" in path and not os.path.lexists(place):
-        return root / text_path(path)
-    return place
+    return root / text_path(path) if "\\x" in path and not os.path.lexists(place) else place
 
 
 @dataclass

@@ -20,6 +20,7 @@ from ..encoders.base import Item
 if TYPE_CHECKING:
     from .base import Source
 
+_PLAIN = 256
 _LINE = re.compile(r"(.+:)(\d{9,})", re.DOTALL)
 
 
@@ -48,6 +49,8 @@ def text_path(text: str) -> str:
 
 def unfit(text: str) -> str | None:
     """Why a text cannot be stored as UTF-8 in HDF5, or None."""
+    if text.isascii():
+        return "it contains a NUL character" if "\0" in text else None
     if "\0" in text:
         return "it contains a NUL character"
     try:
@@ -59,10 +62,13 @@ def unfit(text: str) -> str | None:
 
 def admit(item: Item) -> Item | Failure:
     """The item with a caption and record that UTF-8 can hold, or a failure if a cache cannot hold its key."""
-    try:
-        check_key(item.key)
-    except ItemError as error:
-        return Failure(ascii(item.key)[1:201], "read", "BadKey", error.what)
+    key = item.key
+    # nearly all keys are plain; the full rule is for the others
+    if not (0 < len(key) <= _PLAIN and key.isascii() and key.isprintable()):
+        try:
+            check_key(key)
+        except ItemError as error:
+            return Failure(ascii(key)[1:201], "read", "BadKey", error.what)
     if item.meta is None and (item.caption is None or item.caption is item.data):
         return item
     return replace(item, caption=_storable(item.caption), meta=_storable(item.meta))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ...cache.errors import CorpusError
 from ...cache.plan import PieceKind
@@ -17,8 +17,7 @@ from .digest import digest_range
 from .lines import LINE_LIMIT, open_source, raw_lines
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row: its half-open range (bytes or row numbers), first line, raw bytes, and values or an error or neither."""
 
     start: int
@@ -35,6 +34,8 @@ class Row:
 
 
 _PEEK = 64
+# one decoder for all lines: json.loads with an option would make one for each
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 Update = Callable[[bytes], object]
 
 
@@ -117,12 +118,23 @@ def _record(raw: bytes, length: int, *, first: bool) -> tuple[Mapping[str, Any] 
     if not raw.strip():
         return None, None
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
+        record = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start} of the line"
     except (ValueError, RecursionError) as error:
         return None, f"not JSON: {error}"
     return (record, None) if isinstance(record, dict) else (None, f"a JSON {type(record).__name__}, not an object")
+
+
+def _is_utf8(raw: bytes) -> bool:
+    """Whether bytes are UTF-8."""
+    if raw.isascii():
+        return True
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -206,10 +218,11 @@ class CsvTable:
                     error = str(problem)
                 if not sizes:
                     return
-                if error is None and any("\udc80" <= mark <= "\udcff" for cell in cells for mark in cell):
+                raw = b"".join(taken)
+                if error is None and not _is_utf8(raw):
                     error = "not UTF-8"
                 ended = position + sum(sizes)
-                yield position, ended, line, b"".join(taken), cells, error, len(sizes)
+                yield position, ended, line, raw, cells, error, len(sizes)
                 position, line = ended, line + len(sizes)
                 taken.clear()
                 sizes.clear()

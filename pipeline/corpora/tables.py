@@ -188,4 +188,11 @@ class TableSource:
             return Failure("", "read", "NoPath", f"{cell!r} in column {self.used.path} is no path"), None
         if "://" in cell or cell.startswith("pipe:"):
             return Failure("", "read", "RemotePath", f"{cell} is not a local file; download it first"), None
-        return load_file(self.place.parent, cell, self.settings.max_item_bytes), cell
+        place = self._placed(cell)
+        return load_file(self.place.parent, place, self.settings.max_item_bytes), place
+
+    def _placed(self, path: str) -> str:
+        """A path relative to the table's folder: as it reads, else inside the folder that is named like the table."""
+        inside = f"{stem(self.place.name)}/{path}"
+        beside = not (self.place.parent / path).exists() and (self.place.parent / inside).exists()
+        return inside if beside else path

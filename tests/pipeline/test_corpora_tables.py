@@ -15,7 +15,7 @@ from cmcr.cache.errors import CorpusError, DuplicateKeyError
 from cmcr.cache.ledger import Failure
 from cmcr.cache.plan import Plan, Unit
 from cmcr.pipeline.corpora import CorpusSettings, FileCorpus, open_corpus
-from cmcr.pipeline.encoders.base import Item
+from cmcr.pipeline.encoders.base import Item, Modality
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -252,6 +252,27 @@ def test_media_come_from_the_path_column_relative_to_the_table(tmp_path: Path) -
     assert isinstance(found[-1], Item)
     assert found[-1].source == "img/a.png"
     assert corpus.roots == {"t.jsonl": str(tmp_path / "d")}
+
+
+def test_paths_may_be_relative_to_the_folder_named_like_the_table(tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/b.png", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    corpus = open_corpus([write_jsonl(tmp_path / "images.jsonl", [{"file": "a.png"}, {"file": "b.png"}])], "image")
+    found = read_all(corpus, corpus.plan([], 10).units)
+    assert [(f.key, f.data, f.source) for f in found] == [
+        ("images:000000001", b"images/a.png", "images/a.png"),
+        ("images:000000002", b"b.png", "b.png"),
+    ]
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize(("name", "modality"), [("images", "image"), ("audio", "audio"), ("points", "pointcloud")])
+def test_the_tables_of_the_kit_find_their_files(kit: Path, name: str, modality: Modality) -> None:
+    corpus = open_corpus([kit / "raw" / f"{name}.jsonl"], modality)
+    found = read_all(corpus, corpus.plan([], 10).units)
+    assert len(found) in (40, 48, 64)
+    assert all(isinstance(f, Item) and f.meta and f.meta["label"] for f in found)
 
 
 def test_a_parquet_table_may_hold_the_files_itself(tmp_path: Path) -> None:
