@@ -6,7 +6,6 @@ The folder is described in ``docs/connector.md``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..cache.errors import ConnectorError
+from .connector_folder import load, save
+from .connector_info import ConnectorInfo
 from .hooks import input_encoder
 from .projectors import Projector
 
@@ -31,51 +32,6 @@ class SpaceOf(Protocol):
     def space_id(self) -> str: ...
     @property
     def space_name(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class SpaceInfo:
-    """One space of a connector.
-
-    Parameters
-    ----------
-    id : str
-        Hash of the weights that the towers of the space share, or ``declared:<name>`` for imported vectors.
-    modalities : tuple of str
-        Modalities of the caches that the connector was fitted on.
-    encoders : mapping of str to str
-        Modality to encoder name, for raw inputs.
-    fingerprints : mapping of str to str
-        Modality to the fingerprint of that encoder.
-    """
-
-    id: str
-    modalities: tuple[str, ...] = ()
-    encoders: Mapping[str, str] = field(default_factory=dict)
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ConnectorInfo:
-    """Everything about a connector but its weights: JSON-able, without times, hosts and absolute paths.
-
-    Parameters
-    ----------
-    spaces : mapping of str to SpaceInfo
-        By space name; the same names as the heads.
-    method : str
-        The method that fitted it.
-    made_from : mapping
-        Recipe, content ids of the caches and seed.
-    versions, licences : mapping of str to str
-        Versions of the packages that matter; licence by encoder or corpus, "not stated" where unknown.
-    """
-
-    spaces: Mapping[str, SpaceInfo]
-    method: str
-    made_from: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    licences: Mapping[str, str] = field(default_factory=dict)
 
 
 class Connector:
@@ -245,15 +201,11 @@ class Connector:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``connector.safetensors`` and ``config.json``, each atomically; same connector, same bytes."""
-        from .connector_folder import save
-
-        return save(self, Path(folder))
+        return save(self.heads, self.info, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Connector:
         """Read a connector folder; raises :class:`ConnectorError` if anything is missing, damaged or too new."""
-        from .connector_folder import load
-
         heads, info = load(Path(folder))
         return cls(heads, info)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor
 from ..cache.canonical import to_pretty
 from ..cache.errors import ConnectorError
 from ..cache.fsio import make_folder, naming_folder, write_atomic
+from .connector_info import ConnectorInfo, SpaceInfo
 from .projectors import Projector, ProjectorSpec, build_projector
-
-if TYPE_CHECKING:
-    from .connector import Connector, ConnectorInfo
 
 FORMAT = "cmcr-connector"
 VERSION = 1
@@ -31,12 +29,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _AGAIN = "fit the connector again, or take it from its source again"
 
 
-def save(connector: Connector, folder: Path) -> Path:
+def save(heads: Mapping[str, Projector], info: ConnectorInfo, folder: Path) -> Path:
     """Write both files; the weights first, so that a config never describes weights that are not there."""
-    _check_names(connector.heads, folder)
+    _check_names(heads, folder)
     tensors = {
         f"heads.{space}.{name}": value.detach().to("cpu").contiguous()
-        for space, head in connector.heads.items()
+        for space, head in heads.items()
         for name, value in head.state_dict().items()
     }
     # One metadata entry only: safetensors writes several in the order of a hash map.
@@ -45,15 +43,14 @@ def save(connector: Connector, folder: Path) -> Path:
         "format": FORMAT,
         "version": VERSION,
         "weights": {"file": WEIGHTS, "blake2b": _digest(weights)},
-        "dim": connector.dim,
-        "method": connector.info.method,
+        "dim": next(iter(heads.values())).spec.dim_out,
+        "method": info.method,
         "spaces": {
-            name: {**asdict(connector.info.spaces[name]), "projector": head.spec.to_json()}
-            for name, head in connector.heads.items()
+            name: {**asdict(info.spaces[name]), "projector": head.spec.to_json()} for name, head in heads.items()
         },
-        "made_from": dict(connector.info.made_from),
-        "versions": dict(connector.info.versions),
-        "licences": dict(connector.info.licences),
+        "made_from": dict(info.made_from),
+        "versions": dict(info.versions),
+        "licences": dict(info.licences),
     }
     with naming_folder(folder):
         make_folder(folder)
@@ -113,8 +110,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _parse_config(config: Mapping[str, Any], path: Path) -> tuple[dict[str, ProjectorSpec], ConnectorInfo]:
     """Typed contents of a config whose format and version are known."""
-    from .connector import ConnectorInfo, SpaceInfo
-
     spaces = config.get("spaces")
     if not isinstance(spaces, dict) or not spaces or not all(isinstance(space, dict) for space in spaces.values()):
         raise ConnectorError(

@@ -19,7 +19,8 @@ from ..cache.errors import RecipeError
 from ..cache.fsio import host_name, write_atomic
 from ..cache.manifest import CacheManifest
 from .artefacts import model_card, write_curve, write_events
-from .connector import Connector, ConnectorInfo, SpaceInfo
+from .connector import Connector
+from .connector_info import ConnectorInfo, SpaceInfo
 from .methods import get_method
 from .pairs import Pairs, load_pairs
 from .recipe import Recipe, load_recipe, make_recipe

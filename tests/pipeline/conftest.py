@@ -15,7 +15,8 @@ from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.reader import Cache
 from cmcr.cache.writer import ShardData, write_cache
 from cmcr.pipeline.encoders.base import Item, Space
-from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
+from cmcr.trainer.connector import Connector
+from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 
 DIMS = {"clap": 8, "clip": 12}

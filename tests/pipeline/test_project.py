@@ -239,7 +239,7 @@ def test_a_cache_without_rows_gives_a_gallery_without_rows(
 
 
 def test_an_identity_head_keeps_the_vectors(make_cache: MakeCache, tmp_path: Path) -> None:
-    from cmcr.trainer.connector import ConnectorInfo, SpaceInfo
+    from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 
     heads = {"clip": build_projector(ProjectorSpec("identity", 12, 12))}
     connector = Connector(heads, ConnectorInfo({"clip": SpaceInfo("id-clip", ("image",))}, "identity"))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from cmcr.trainer.artefacts import EVENT_FILE, model_card, read_metrics, write_curve, write_events
-from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
+from cmcr.trainer.connector import Connector
+from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 from PIL import Image
 

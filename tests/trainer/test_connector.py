@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from cmcr.cache.errors import ConnectorError
 from cmcr.trainer import hooks
-from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
+from cmcr.trainer.connector import Connector
+from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 
 

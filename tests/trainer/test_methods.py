@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cmcr.cache.errors import FitError, RecipeError
-from cmcr.trainer.connector import Connector, ConnectorInfo, SpaceInfo
+from cmcr.trainer.connector import Connector
+from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.methods import get_method, method_names
 from cmcr.trainer.metrics import both_directions
 from cmcr.trainer.ranking import Relevance
@@ -230,11 +231,13 @@ def test_bridge_is_the_softmax_over_the_overlap_and_caps_its_rows_by_the_seed(sm
     np.testing.assert_array_equal(capped[0]["keys"], capped[1]["keys"])
 
 
-def test_identity_keeps_both_spaces_and_needs_one_dimension() -> None:
-    rows = np.random.default_rng(4).standard_normal((5, 3))
+def test_identity_keeps_both_spaces_and_pads_the_narrower_one() -> None:
+    rng = np.random.default_rng(4)
+    rows, wide = rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
     assert connect(pairs_of(rows, rows), "identity").kept == ("one", "two")
-    with pytest.raises(FitError, match="one has 3, two has 4"):
-        connect(pairs_of(rows, np.ones((5, 4))), "identity")
+    padded = connect(pairs_of(rows, wide), "identity")
+    assert padded.kept == ("two",)
+    np.testing.assert_allclose(padded.project(rows, "one"), np.pad(unit(rows), ((0, 0), (0, 1))), atol=1e-6)
 
 
 def test_every_method_saves_and_loads(small: FakePairs, tmp_path: Path) -> None:

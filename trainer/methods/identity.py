@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...cache.errors import FitError
-from ..projectors import Projector, identity
+import torch
+
+from ..projectors import Projector, affine, identity
 from .base import FitRun, Options, parse_options
 
 if TYPE_CHECKING:
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class Identity:
-    """Both heads are the identity; needs spaces of one dimension."""
+    """Both heads are the identity; the narrower of two spaces gets zeros for the coordinates that it lacks."""
 
     name = "identity"
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
-        """Two identity heads."""
+        """Two heads that change no cosine within their space."""
         parse_options(Options, settings, self.name)
         dims = {name: pairs.overlap[name].dim for name in pairs.names}
-        if len(set(dims.values())) > 1:
-            raise FitError(
-                "identity needs two spaces of one dimension; "
-                + ", ".join(f"{name} has {dim}" for name, dim in dims.items()),
-                todo="use procrustes: it takes any two dimensions",
-            )
-        return {name: identity(dim) for name, dim in dims.items()}
+        widest = max(dims.values())
+        return {name: identity(dim) if dim == widest else _padding(dim, widest) for name, dim in dims.items()}
+
+
+def _padding(dim: int, widest: int) -> Projector:
+    """The head that appends zeros."""
+    return affine(torch.eye(widest, dim), None, dim)  # (widest, dim)
