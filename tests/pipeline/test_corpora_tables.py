@@ -214,6 +214,18 @@ def test_rows_put_in_the_middle_of_a_keyed_table_alone_are_new(tmp_path: Path, n
     assert (again.units, again.known, again.changed) == ((), 10, ())
 
 
+def test_rows_that_are_planned_but_not_in_the_cache_are_not_planned_twice(tmp_path: Path) -> None:
+    records = [{"id": f"k{i}", "text": f"c{i}"} for i in range(6)]
+    path = write_jsonl(tmp_path / "t.jsonl", records)
+    first = open_corpus([path], "text").plan([], 2).units
+    write_jsonl(path, [*records[:4], {"id": "n", "text": "new"}, *records[4:]])
+    corpus = open_corpus([path], "text")
+    # k0 failed, k1 was never reached: both belong to a piece that still agrees
+    update = corpus.plan([Plan(0, 2, first)], 2, first_shard=3, known_keys=known({"k2", "k3", "k4", "k5"}))
+    assert [f.key for f in read_all(corpus, update.units)] == ["n"]
+    assert (update.known, update.changed) == (6, ())
+
+
 def test_a_changed_row_of_a_keyed_table_is_listed_and_not_planned_again(tmp_path: Path) -> None:
     records = [{"id": f"k{i}", "text": f"c{i}"} for i in range(6)]
     path = write_jsonl(tmp_path / "t.jsonl", records)
