@@ -116,7 +116,7 @@ class SandboxEncoder:
         )
 
     def decode(self, item: Item) -> npt.NDArray[Any]:
-        """Raw item to the tower's input: words (L,), pixels (3, S, S), spectrum (1, M, T) or points (3, N)."""
+        """Raw item to the tower's input: words (L,), pixels (3, S, S), spectrum (1, M, T) or points (9, N)."""
         if self.modality == "text":
             return inputs.text_input(_text(item), self._vocabulary)
         if not isinstance(item.data, bytes):

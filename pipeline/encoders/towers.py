@@ -94,22 +94,17 @@ class PointTower(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        sizes = (3 + 6 * len(_WAVES), width, 2 * width, 4 * width)
+        sizes = (15, width, 2 * width, 4 * width)
         self.body = nn.Sequential(*[_point_block(a, b) for a, b in pairwise(sizes)])
         self.features = sizes[-1]
         self.head = nn.Sequential(nn.Linear(8 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, dim))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Coordinates (B, 3, N) to unit rows (B, dim)."""
-        number = points.shape[2]
-        x = points.transpose(1, 2).reshape(-1, 3)  # (B N, 3)
-        waves = [f(x * k) for k in _WAVES for f in (torch.sin, torch.cos)]
-        x = self.body(torch.cat([x, *waves], 1)).view(-1, number, self.features)  # (B, N, 4 width)
+        """Places and offsets (B, 9, N) to unit rows (B, dim)."""
+        x = points.transpose(1, 2).reshape(-1, 9)  # (B N, 9)
+        waves = [torch.sin(4 * x[:, :3]), torch.cos(4 * x[:, :3])]
+        x = self.body(torch.cat([x, *waves], 1)).view(len(points), -1, self.features)  # (B, N, 4 width)
         return F.normalize(self.head(torch.cat([x.mean(1), x.amax(1)], 1)), dim=1)
-
-
-# fine coordinates: without them a small network does not see the finish of a surface
-_WAVES = (4.0, 12.0)
 
 
 def _conv_block(a: int, b: int, stride: int) -> nn.Sequential:

@@ -198,7 +198,7 @@ def _noun_phrase(
         adjectives = [adjectives[i] for i in rng.permutation(len(adjectives))]
     noun = _synonym(KIND_WORDS[composition.kind], rng, flavour, split)
     if composition.count > 1:
-        noun += "s"
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     number = _pick(NUMBERS[composition.count], rng) if keep["count"] else ("some" if composition.count > 1 else "a")
     return " ".join([number, *adjectives, noun])
 

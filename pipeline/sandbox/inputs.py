@@ -24,7 +24,8 @@ _FFT = 512
 _HOP = 200
 FRAMES = 1 + AUDIO_SAMPLES // _HOP
 _MEL_LOW, _MEL_HIGH = 50.0, 7_900.0
-CLOUD_POINTS = 384
+CLOUD_POINTS = 512
+_WIDE = 0.16
 MAX_WORDS = 24
 PAD, UNKNOWN = 0, 1
 
@@ -40,6 +41,7 @@ CONSTANTS: dict[str, float | int | str] = {
     "mel_low": _MEL_LOW,
     "mel_high": _MEL_HIGH,
     "cloud_points": CLOUD_POINTS,
+    "cloud_surroundings": _WIDE,
     "max_words": MAX_WORDS,
 }
 """Everything above that decides a vector, for fingerprints."""
@@ -69,9 +71,11 @@ def audio_input(samples: Floats) -> Floats:
 
 
 def cloud_input(points: Floats) -> Floats:
-    """Centre a cloud (N, 3 or more), scale it to the unit ball, choose CLOUD_POINTS: (3, CLOUD_POINTS) float32.
+    """Centre a cloud (N, 3 or more), scale it to the unit ball, choose CLOUD_POINTS: (9, CLOUD_POINTS) float32.
 
-    The choice is a fixed pseudo-random order of the rows; clouds with fewer points repeat them. Only xyz is used.
+    The choice is a fixed pseudo-random order of the rows; clouds with fewer points repeat them. Only xyz is used. Rows
+    0-2 are the places, rows 3-5 and 6-8 how far each point lies from the weighted mean of its wider and nearer
+    surroundings.
     """
     xyz = np.asarray(points, np.float32)[:, :3]
     if len(xyz) >= CLOUD_POINTS:
@@ -79,9 +83,14 @@ def cloud_input(points: Floats) -> Floats:
     else:
         chosen = np.arange(CLOUD_POINTS) % len(xyz)
     middle = (xyz.min(axis=0) + xyz.max(axis=0)) / 2
-    centred = xyz[chosen] - middle
     radius = float(np.linalg.norm(xyz - middle, axis=1).max())
-    return np.ascontiguousarray((centred / max(radius, 1e-6)).T)
+    at = (xyz[chosen] - middle) / max(radius, 1e-6)  # (CLOUD_POINTS, 3)
+    square = (at**2).sum(1)
+    apart = square[:, None] + square[None, :] - 2 * at @ at.T
+    wide = np.exp(apart * np.float32(-0.5 / _WIDE**2))
+    near = np.square(np.square(wide))  # the same kernel at half the radius
+    offsets = [at - (kernel @ at) / kernel.sum(1, keepdims=True) for kernel in (wide, near)]
+    return np.ascontiguousarray(np.concatenate([at, offsets[0] * 3, offsets[1] * 8], axis=1).T, dtype=np.float32)
 
 
 def words_of(text: str) -> list[str]:

@@ -116,14 +116,14 @@ def sample_cloud(composition: Composition, rng: np.random.Generator) -> Cloud:
         for number, (x, y) in zip(each.tolist(), _places(composition.count, rng), strict=True)
     ]
     cloud = np.concatenate([board, *toys]) * rng.uniform(0.7, 1.4)
-    spun = cloud @ _turn(rng.uniform(0, 2 * np.pi)).T  # (POINTS, 3)
+    spun = cloud @ _turn(rng.uniform(-0.25, 0.25)).T  # (POINTS, 3)
     return np.asarray(spun[rng.permutation(POINTS)], np.float32)
 
 
 def _places(count: int, rng: np.random.Generator) -> _Points:
     """Centres of the toys on the board, (count, 2)."""
     if count == 1:
-        return rng.uniform(-0.35, 0.35, (1, 2))
+        return rng.uniform(-0.2, 0.2, (1, 2))
     cells = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
     return np.asarray(cells[rng.permutation(4)[:count]] + rng.uniform(-0.06, 0.06, (count, 2)))
 
@@ -135,7 +135,7 @@ def _toy(composition: Composition, number: int, rng: np.random.Generator) -> _Po
     lift = _finish(composition.material, points[chosen], rng)  # (number,)
     placed = points[chosen] + normals[chosen] * lift[:, None] + np.array([0, 0, 1.0])
     half = _SIDE_OF_SIZE[composition.size] / 2 * rng.uniform(0.96, 1.04)
-    return np.asarray(placed @ _turn(rng.uniform(-0.5, 0.5)).T * half)
+    return np.asarray(placed @ _turn(rng.uniform(-0.25, 0.25)).T * half)
 
 
 def _finish(material: str, points: _Points, rng: np.random.Generator) -> _Points:

@@ -48,7 +48,7 @@ def synthesise(composition: Composition, rng: np.random.Generator) -> Samples:
         struck[first : first + _EVENT] += strike[: LENGTH - first]
     wet = np.fft.irfft(np.fft.rfft(dry, _FFT) * _tilt(composition.material), _FFT)[:LENGTH]
     wet = wet / (np.abs(wet).max() + 1e-9) + struck * rng.uniform(0.8, 1.2)
-    noise = _noise(rng) * 10 ** (-rng.uniform(26, 42) / 20)
+    noise = _noise(rng) * 10 ** (-rng.uniform(22, 42) / 20)
     sound = (wet / np.abs(wet).max() + noise) * rng.uniform(0.45, 0.85)
     fade = int(0.02 * RATE)
     sound[-fade:] *= np.linspace(1, 0, fade)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Literal
 
@@ -78,6 +79,7 @@ def keyed_seed(*key: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
+@cache
 def is_heldout(composition: Composition) -> bool:
     """Whether encoders never saw this composition, in any colour.
 
