@@ -2,8 +2,8 @@
 
     python benchmarks/completion.py [--rows 65536] [--queries 4096] [--threads N]
 
-Operations: 4·B·M·D for B queries and M bank rows of D dimensions (scores 2·B·M·D, weighted sums 2·B·M·D); the softmax
-between them is not counted. Peak is the faster of the two products alone, on tiles of the same shapes. Both are timed in
+Operations: 4·B·M·D for B queries and M bank rows of D dimensions (scores and weighted sums 2·B·M·D each); the softmax
+between them is not counted. Peak is the faster of the two products alone, on tiles of the same shapes. All is timed in
 turn in one process, five times; medians are shown. A ratio above 1 is a failed measurement.
 """
 

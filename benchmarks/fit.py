@@ -6,7 +6,7 @@ Operations of a step, B rows, D -> H -> O, two spaces, overlap and completed row
   projectors  2 · 2·2B·(2·D·H + 3·H·O)   forward; weight gradients; input gradients of the second layer
   logits      2 · 6·B²·O                  two losses, each: logits and two gradients
 Peak of a part is its fastest product alone at its precision and shapes; the best possible step is the sum over the
-parts of operations / peak, and the ratio is that over the measured step. Everything is timed in turn in one process, five
+parts of operations / peak, and the ratio is that over the measured step. All is timed in turn in one process, five
 times; medians are shown. A ratio above 1 is a failed measurement.
 """
 
