@@ -180,9 +180,11 @@ def _compact(places: Indices, cache: Cache) -> Indices | None:
 def _completed(recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
     from .completion import completed_cache
+    from .device import pick_device
 
     folder = None if recipe.fit.completions is None else recipe.path(recipe.fit.completions)
-    cache, report = completed_cache(overlap.cache, bank.caches, recipe.fit.completion(), folder)
+    device = str(pick_device(recipe.fit.device))
+    cache, report = completed_cache(overlap.cache, bank.caches, recipe.fit.completion(), folder, device=device)
     if say is not None:
         say(report.line())
     if not same_keys(overlap.cache, cache):
