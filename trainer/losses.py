@@ -1,6 +1,7 @@
 """The losses of C-MCR on projected rows, with logits in chunks.
 
-Equations are numbered as in Wang et al., NeurIPS 2023 (arXiv 2305.14381).
+The source is Wang et al., NeurIPS 2023 (arXiv 2305.14381); equations are numbered as in docs/method.md, which names the
+parts as the paper does.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
             ctx.save_for_backward(a, b, sums.row_sum.reciprocal(), sums.column_sum.reciprocal(), *kept)
         ctx.tau, ctx.chunk = tau, chunk
         diagonal = (a * b).sum(dim=1) / tau
-        # equations 6 and 7: −½ mean_i [log softmax_j(a_i·b_j/τ)_i + log softmax_j(b_i·a_j/τ)_i]
+        # equations 4 and 5: −½ mean_i [log softmax_j(a_i·b_j/τ)_i + log softmax_j(b_i·a_j/τ)_i]
         return 0.5 * ((row_lse - diagonal).mean() + (column_lse - diagonal).mean())
 
     @staticmethod
@@ -110,7 +111,7 @@ def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
 
 
 def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> Tensor:
-    """Symmetric InfoNCE between row-aligned unit rows (equations 6 and 7).
+    """Symmetric InfoNCE between row-aligned unit rows (equations 4 and 5; van den Oord et al., arXiv 1807.03748).
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> T
 
 
 def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> Tensor:
-    """Mean distance between the overlap row and the completed row of one space (equation 9: attraction, no repulsion).
+    """Mean distance between the overlap row and the completed row of one space (equation 6: attraction, no repulsion).
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def cmcr_loss(
     completed: tuple[Tensor | None, Tensor | None],
     weights: LossWeights = LossWeights(),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss of C-MCR on projected rows, which are normalised here (equation 10: L = L_o + L_c + λ L_a).
+    """Total loss of C-MCR on projected rows, which are normalised here (equation 7: L = L_o + L_c + λ L_a).
 
     Parameters
     ----------
@@ -184,19 +185,19 @@ def cmcr_loss(
         The total and its parts ``overlap``, ``completed``, ``intra``.
     """
     t1, t2 = (_unit(rows) for rows in overlap)
-    total = info_nce(t1, t2, weights.tau2)  # L_o, equation 6
+    total = info_nce(t1, t2, weights.tau2)  # L_o, equation 4: inter-MCR, overlap
     parts = {"overlap": total}
     if completed[0] is None and completed[1] is None:
         return total, parts
     x1, x2 = (t if x is None else _unit(x) for t, x in zip((t1, t2), completed, strict=True))
-    parts["completed"] = info_nce(x1, x2, weights.tau3)  # L_c, equation 7
+    parts["completed"] = info_nce(x1, x2, weights.tau3)  # L_c, equation 5: inter-MCR, completed
     attractions = [
         intra(t, x, weights.intra)
         for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True)
         if given is not None
     ]
-    parts["intra"] = 0.5 * torch.stack(attractions).sum()  # L_a, equation 9
-    return total + parts["completed"] + weights.lambda_intra * parts["intra"], parts
+    parts["intra"] = 0.5 * torch.stack(attractions).sum()  # L_a, equation 6: intra-MCR
+    return total + parts["completed"] + weights.lambda_intra * parts["intra"], parts  # L, equation 7
 
 
 def _unit(rows: Tensor) -> Tensor:

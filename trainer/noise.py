@@ -96,7 +96,7 @@ def _box_muller(words: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
 def perturb(
     rows: torch.Tensor, vectors: torch.Tensor, std: float, *, seed: int, step: int, stream: int
 ) -> torch.Tensor:
-    """Perturbed unit rows z~ = normalize(z + ε), ε ~ N(0, σ² I) (Wang et al. 2023, equation 4).
+    """Perturbed unit rows z~ = normalize(z + ε), ε ~ N(0, σ² I) (arXiv 2305.14381: semantic completion).
 
     Parameters
     ----------

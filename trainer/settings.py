@@ -51,7 +51,7 @@ class CompletionSettings(BaseModel):
 
 
 class FitSettings(BaseModel):
-    """Everything that a fit can be told; the defaults are the paper's (Wang et al. 2023, section 4.1).
+    """Everything that a fit can be told; the defaults are the paper's (Wang et al., arXiv 2305.14381).
 
     Parameters
     ----------

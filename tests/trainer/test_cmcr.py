@@ -46,7 +46,7 @@ def restated(
     def norm(z: torch.Tensor) -> torch.Tensor:
         return z / z.pow(2).sum(1, keepdim=True).sqrt()
 
-    def complete(t: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:  # equations 2 and 3
+    def complete(t: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:  # semantic consistency
         scores = t @ bank.T / settings["tau1"]
         weight = scores.exp() / scores.exp().sum(1, keepdim=True)
         return weight @ bank
@@ -60,7 +60,7 @@ def restated(
         hidden = batch_norm(z @ w["linear1.weight"].T, w["bn1.weight"], w["bn1.bias"]).clamp(min=0)
         return batch_norm(hidden @ w["linear2.weight"].T, w["bn2.weight"], w["bn2.bias"])
 
-    def contrast(a: torch.Tensor, b: torch.Tensor, tau: float) -> torch.Tensor:  # equations 6 and 7
+    def contrast(a: torch.Tensor, b: torch.Tensor, tau: float) -> torch.Tensor:  # symmetric InfoNCE
         scores = (a @ b.T / tau).exp()
         forth = -(scores.diag() / scores.sum(1)).log().mean()
         back = -(scores.diag() / scores.sum(0)).log().mean()
@@ -71,20 +71,22 @@ def restated(
         t, x = rows["t" + space], complete(rows["t" + space], rows["bank" + space])
         if settings["renormalise_completed"]:
             x = norm(x)
-        t, x = (norm(z + settings["sigma"] * noise[name + space]) for z, name in ((t, "t"), (x, "x")))  # equation 4
+        t, x = (
+            norm(z + settings["sigma"] * noise[name + space]) for z, name in ((t, "t"), (x, "x"))
+        )  # semantic completion
         if settings["bn_pass"] == "joint":
             both = project(torch.cat([t, x]), space)
             t, x = both[: len(t)], both[len(t) :]
         else:
             t, x = project(t, space), project(x, space)
-        seen["t" + space], seen["x" + space] = norm(t), norm(x)  # equation 5
+        seen["t" + space], seen["x" + space] = norm(t), norm(x)
     distance = torch.zeros((), dtype=torch.float64)
-    for space in ("1", "2"):  # equation 9
+    for space in ("1", "2"):  # intra-MCR alignment
         squares = (seen["t" + space] - seen["x" + space]).pow(2).sum(1)
         distance = distance + (squares if settings["intra"] == "squared" else squares.sqrt()).mean() / 2
     overlap = contrast(seen["t1"], seen["t2"], settings["tau2"])
     completed = contrast(seen["x1"], seen["x2"], settings["tau3"])
-    return overlap + completed + settings["lambda_intra"] * distance  # equation 10
+    return overlap + completed + settings["lambda_intra"] * distance
 
 
 @pytest.mark.parametrize("renormalise", [True, False])

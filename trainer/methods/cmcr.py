@@ -100,7 +100,7 @@ class CmcrObjective:
         self._weights = LossWeights(settings.tau2, settings.tau3, settings.lambda_intra, settings.intra)
 
     def loss(self, rows: Indices, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Equation 10 on one batch, and its parts."""
+        """Equation 7 of docs/method.md on one batch, and its parts."""
         numbers = torch.from_numpy(rows).to(self.device)
         overlap: list[Tensor] = []
         completed: list[Tensor | None] = []
