@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from .errors import CorpusError
 
+_npy: Any = np.lib.format  # without annotations in NumPy 1
+
 
 @dataclass(frozen=True)
 class ArrayFile:
@@ -44,8 +46,8 @@ def open_array(path: Path) -> ArrayFile:
     """
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            version = _npy.read_magic(file)
+            read = _npy.read_array_header_1_0 if version == (1, 0) else _npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
             offset = file.tell()
             size = path.stat().st_size

@@ -94,7 +94,7 @@ class KeyIndex:
             equal = self._cache.raw_keys_at(candidates) == wanted[places]
             out[places[equal]] = candidates[equal]
             places, at = places[~equal], at[~equal] + 1  # a collision: the next row of the same hash
-        self._file.release()
+        self._file.count(len(wanted))
         return out
 
 

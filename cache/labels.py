@@ -133,7 +133,7 @@ def parquet_labels(
             f"{file.metadata.num_rows} rows of metadata for {array.rows} vectors.", where=f"{metadata}, {array.path}"
         )
     source = next((name for name in KEY_COLUMNS[:2] if name in have), None)
-    names = [name for name in dict.fromkeys((column, source, "caption")) if name in have]
+    names = [name for name in dict.fromkeys((column, source, "caption")) if name is not None and name in have]
     rows = _parquet_rows(file, names, array.rows)
     for start in range(0, array.rows, size):
         records = list(itertools.islice(rows, size))

@@ -1,13 +1,16 @@
 """Memory-mapped reading with bounded resident memory.
 
-Pages that were copied from are given back at once (``MADV_DONTNEED``), so reading a cache of any size leaves at most
-:data:`SPAN` bytes of it resident. They stay in the system's page cache, and coming back to them costs a soft fault.
+Pages of a mapped file that were copied from count as memory of the process until they are given back with
+``MADV_DONTNEED``. All mappings of a process share one limit, :data:`RESIDENT_LIMIT`; beyond it all their pages are
+given back. They stay in the page cache of the system, and coming back to them costs a soft fault.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -18,10 +21,39 @@ import numpy.typing as npt
 
 from .errors import CacheError
 
+RESIDENT_LIMIT = 144 << 20
 SPAN = 16 << 20
+FAULT_BYTES = 2 << 20  # what one fault maps at most: a huge page of the page cache, where there is one
 MOST_OPEN = 128
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 Indices = npt.NDArray[np.int64]
+
+
+class _Residency:
+    """Estimated resident bytes of all mappings, an upper bound."""
+
+    def __init__(self) -> None:
+        self._files: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def add(self, file: MappedFile, touched: int) -> None:
+        """Count bytes of ``file`` that were read; beyond the limit give back every page of every file."""
+        with self._lock:
+            more = min(file.size, file.touched + touched) - file.touched
+            if more == 0:
+                return
+            self._files.add(file)
+            file.touched += more
+            self._total += more
+            if self._total > RESIDENT_LIMIT:
+                for one in list(self._files):
+                    one.release()
+                self._files.clear()
+                self._total = 0
+
+
+_residency = _Residency()
 
 
 class MappedFile:
@@ -40,6 +72,8 @@ class MappedFile:
     """
 
     def __init__(self, path: Path, size: int) -> None:
+        self.size = size
+        self.touched = 0
         try:
             with path.open("rb") as handle:
                 found = os.fstat(handle.fileno()).st_size
@@ -63,23 +97,36 @@ class MappedFile:
 
     def release(self) -> None:
         """Give back every resident page of this mapping."""
+        self.touched = 0
         if _DONTNEED is not None:
             self._map.madvise(_DONTNEED)
 
+    def count(self, places: int) -> None:
+        """Count single places of the file that were read."""
+        _residency.add(self, places * FAULT_BYTES)
+
     def spans(self, row_bytes: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Row ranges of at most :data:`SPAN` bytes that cover ``start`` to ``stop``; pages are released after each."""
+        """Row ranges of at most :data:`SPAN` bytes that cover ``start`` to ``stop``, counted as they are used."""
         step = max(1, SPAN // row_bytes)
         for low in range(start, stop, step):
-            yield low, min(low + step, stop)
-            self.release()
+            high = min(low + step, stop)
+            yield low, high
+            _residency.add(self, (high - low) * row_bytes)
+
+    def is_resident(self) -> bool:
+        """Whether so much was read that more reading maps nothing more."""
+        return self.touched == self.size
 
     def sorted_spans(self, row_bytes: int, rows: Indices) -> Iterator[slice]:
-        """Slices of the ascending ``rows`` that each stretch over at most :data:`SPAN` bytes; pages are released."""
+        """Slices of the ascending ``rows`` whose pages take about :data:`SPAN` bytes at most, counted when used."""
+        each = max(FAULT_BYTES, row_bytes)
+        most = max(1, SPAN // each)
         at = 0
         while at < len(rows):
-            end = int(np.searchsorted(rows, rows[at] + max(1, SPAN // row_bytes), side="left"))
+            near = int(np.searchsorted(rows, rows[at] + max(1, SPAN // row_bytes), side="left"))
+            end = min(len(rows), max(near, at + most))
             yield slice(at, end)
-            self.release()
+            _residency.add(self, min((int(rows[end - 1]) - int(rows[at]) + 1) * row_bytes, (end - at) * each))
             at = end
 
 

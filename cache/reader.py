@@ -24,6 +24,8 @@ from .vectors import Float32, Stored, normalize_rows, to_float32
 if TYPE_CHECKING:
     from .keyindex import KeyIndex
 
+_BLOCK_BYTES = 1 << 19
+
 
 def open_cache(path: str | Path) -> Cache:
     """Open a cache for reading, as it is now: shards committed later need another call.
@@ -76,6 +78,11 @@ class Cache:
     def dtype(self) -> str:
         """Stored type, ``float16`` or ``float32``; reading gives float32."""
         return self.manifest.dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of a stored element, little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
 
     @property
     def modality(self) -> str:
@@ -164,16 +171,39 @@ class Cache:
         """
         wanted = self._checked(indices)
         out = np.empty((len(wanted), self.dim), np.float32)
-        for shard, places, rows in self._by_shard(wanted):
-            file, stored = self._embedding(shard)
-            for span in file.sorted_spans(self.shards[shard].row_bytes, rows):
-                block = stored[rows[span]]  # (b, D)
-                wide = np.empty(block.shape, np.float32)
-                to_float32(block, wide)
-                out[places[span]] = wide
+        for places, stored in self._gathered(wanted):
+            wide = np.empty(stored.shape, np.float32)
+            to_float32(stored, wide)
+            out[places] = wide
         if normalize:
             normalize_rows(out)
         return out
+
+    def rows_stored(self, indices: npt.ArrayLike) -> Stored:
+        """Rows by global index as they are stored: (B, D) of the stored type."""
+        wanted = self._checked(indices)
+        out = np.empty((len(wanted), self.dim), self.stored_dtype)
+        if len(self.shards) == 1 and len(wanted) and self._file(0).is_resident():
+            np.take(self._embedding(0)[1], wanted, axis=0, out=out, mode="clip")
+            return out
+        for places, stored in self._gathered(wanted):
+            out[places] = stored
+        return out
+
+    def _gathered(self, wanted: Indices) -> Iterator[tuple[Indices, Stored]]:
+        """(places in ``wanted``, stored rows (b, D)), in blocks that stay within the cache of the processor.
+
+        A block is overwritten by the next.
+        """
+        block = np.empty((min(len(wanted), max(1, _BLOCK_BYTES // (4 * self.dim))), self.dim), self.stored_dtype)
+        for shard, places, rows in self._by_shard(wanted):
+            file, column = self._embedding(shard)
+            for span in file.sorted_spans(self.shards[shard].row_bytes, rows):
+                for low in range(span.start, span.stop, len(block)):
+                    high = min(low + len(block), span.stop)
+                    some = block[: high - low]
+                    np.take(column, rows[low:high], axis=0, out=some, mode="clip")  # checked before; "raise" would copy
+                    yield places[low:high], some
 
     def gather(self, keys: Sequence[str], *, normalize: bool = True) -> Float32:
         """Rows by key, in the order asked for: (B, D) float32.
@@ -214,7 +244,7 @@ class Cache:
 
     def _by_shard(self, wanted: Indices) -> Iterator[tuple[int, Indices, Indices]]:
         """(shard, places in ``wanted``, ascending rows within the shard) for each shard that is touched."""
-        order = np.argsort(wanted, kind="stable")
+        order = np.argsort(wanted)
         ascending = wanted[order]
         shards = np.searchsorted(self.starts, ascending, side="right") - 1
         cuts = np.flatnonzero(np.diff(shards)) + 1
