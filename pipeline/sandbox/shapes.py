@@ -144,7 +144,7 @@ def _finish(material: str, points: _Points, rng: np.random.Generator) -> _Points
     if material == "glass":
         return np.zeros(number)
     if material == "metal":
-        return 0.09 * np.sign(np.sin(points[:, 2] * 11 + 0.7))
+        return np.asarray(0.09 * np.sign(np.sin(points[:, 2] * 11 + 0.7)))
     if material == "wood":
         return rng.normal(0, 0.11, number)
     return 0.32 * (rng.random(number) < 0.22)

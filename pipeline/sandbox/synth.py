@@ -16,9 +16,9 @@ RATE = 16_000
 SECONDS = 1.5
 LENGTH = int(RATE * SECONDS)
 _EVENT = int(0.30 * RATE)
-_T = np.arange(_EVENT) / RATE
+_T: _Wave = np.arange(_EVENT, dtype=np.float64) / RATE
 _FFT = 32_768
-_FREQUENCIES = np.fft.rfftfreq(_FFT, 1 / RATE)
+_FREQUENCIES: _Wave = np.fft.rfftfreq(_FFT, 1 / RATE)
 _PITCH_OF_SIZE = {"small": 1.5, "medium": 1.0, "large": 0.66}
 
 
@@ -52,21 +52,26 @@ def synthesise(composition: Composition, rng: np.random.Generator) -> Samples:
     sound = (wet / np.abs(wet).max() + noise) * rng.uniform(0.45, 0.85)
     fade = int(0.02 * RATE)
     sound[-fade:] *= np.linspace(1, 0, fade)
-    return np.clip(sound, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(sound, -1, 1), np.float32)
+
+
+def _wave(values: npt.ArrayLike) -> _Wave:
+    """Give values their type."""
+    return np.asarray(values, np.float64)
 
 
 def _damping(material: str) -> _Wave:
     """Envelope that the material lays over each event, (EVENT,)."""
     rate = {"metal": 0.5, "wood": 11.0, "glass": 5.0, "rubber": 3.0}[material]
     attack = 0.025 if material == "rubber" else 0.002
-    return np.exp(-rate * _T) * np.minimum(_T / attack, 1) * np.minimum((_T[-1] - _T) / 0.02, 1)
+    return _wave(np.exp(-rate * _T) * np.minimum(_T / attack, 1) * np.minimum((_T[-1] - _T) / 0.02, 1))
 
 
 def _strike(material: str, tune: float) -> _Wave:
     """Make the knock of the material at the start of each event, (EVENT,)."""
     partials, level = _STRIKES[material]
     tones = [np.sin(2 * np.pi * f * tune * _T) * np.exp(-decay * _T) for f, decay in partials]
-    return np.sum(tones, axis=0) * level * np.minimum((_T[-1] - _T) / 0.02, 1)
+    return _wave(np.sum(tones, axis=0) * level * np.minimum((_T[-1] - _T) / 0.02, 1))
 
 
 def _tilt(material: str) -> _Wave:
@@ -98,48 +103,48 @@ def _harmonics(phase: _Wave, levels: npt.ArrayLike) -> _Wave:
 
 def _phase(frequency: _Wave | float) -> _Wave:
     """Cycles run through at a frequency that may change, (EVENT,)."""
-    return np.cumsum(np.broadcast_to(frequency, _T.shape)) / RATE
+    return _wave(np.cumsum(np.broadcast_to(frequency, _T.shape)) / RATE)
 
 
 def _bell(p: float, rng: np.random.Generator) -> _Wave:
     partials = ((1, 1.0, 5), (2.0, 0.6, 8), (2.41, 0.5, 9), (3.01, 0.35, 12), (4.52, 0.3, 16))
-    return np.sum([a * np.sin(2 * np.pi * 540 * p * r * _T) * np.exp(-d * _T) for r, a, d in partials], axis=0)
+    return _wave(np.sum([a * np.sin(2 * np.pi * 540 * p * r * _T) * np.exp(-d * _T) for r, a, d in partials], axis=0))
 
 
 def _drum(p: float, rng: np.random.Generator) -> _Wave:
     body = np.sin(2 * np.pi * _phase(105 * p * (1 + 1.6 * np.exp(-_T * 38)))) * np.exp(-_T * 11)
-    return body + 0.35 * rng.standard_normal(_EVENT) * np.exp(-_T * 70)
+    return _wave(body + 0.35 * rng.standard_normal(_EVENT) * np.exp(-_T * 70))
 
 
 def _dog(p: float, rng: np.random.Generator) -> _Wave:
     glide = 330 * p * (1 + 0.45 * np.exp(-(((_T - 0.05) / 0.05) ** 2)))
     voice = _harmonics(_phase(glide), (0.5, 0.9, 1.0, 0.7, 0.4, 0.3, 0.15))
     rough = 1 + 0.5 * rng.standard_normal(_EVENT)
-    return voice * rough * np.exp(-(((_T - 0.07) / 0.05) ** 2))
+    return _wave(voice * rough * np.exp(-(((_T - 0.07) / 0.05) ** 2)))
 
 
 def _bird(p: float, rng: np.random.Generator) -> _Wave:
     local = (_T % 0.13) / 0.13
     sweep = 1750 * p * (1 + 0.55 * local)
-    return np.sin(2 * np.pi * _phase(sweep)) * np.sin(np.pi * np.minimum(local * 1.25, 1)) * (_T < 0.26)
+    return _wave(np.sin(2 * np.pi * _phase(sweep)) * np.sin(np.pi * np.minimum(local * 1.25, 1)) * (_T < 0.26))
 
 
 def _engine(p: float, rng: np.random.Generator) -> _Wave:
     chug = 0.25 + np.abs(np.sin(2 * np.pi * 10.5 * _T)) ** 3
-    return _harmonics(_phase(72 * p), 1 / np.arange(1, 14)) * chug
+    return _wave(_harmonics(_phase(72 * p), 1 / np.arange(1, 14)) * chug)
 
 
 def _clock(p: float, rng: np.random.Generator) -> _Wave:
     later = np.maximum(_T - 0.14, 0)
     tick = np.sin(2 * np.pi * 2100 * p * _T) * np.exp(-_T * 120)
     tock = np.sin(2 * np.pi * 1500 * p * later) * np.exp(-later * 120) * (_T >= 0.14)
-    return tick + tock
+    return _wave(tick + tock)
 
 
 def _whistle(p: float, rng: np.random.Generator) -> _Wave:
     trill = 1250 * p * (1 + 0.05 * np.sin(2 * np.pi * 31 * _T))
     tone = np.sin(2 * np.pi * _phase(trill)) * (0.75 + 0.25 * np.sin(2 * np.pi * 31 * _T))
-    return (tone + 0.06 * rng.standard_normal(_EVENT)) * np.minimum(_T / 0.03, 1)
+    return _wave((tone + 0.06 * rng.standard_normal(_EVENT)) * np.minimum(_T / 0.03, 1))
 
 
 def _guitar(p: float, rng: np.random.Generator) -> _Wave:
@@ -155,20 +160,20 @@ def _trumpet(p: float, rng: np.random.Generator) -> _Wave:
     swell = np.minimum(_T / 0.06, 1)
     phase = _phase(350 * p * (1 + 0.008 * np.sin(2 * np.pi * 6 * _T)))
     soft, bright = _harmonics(phase, (1, 0.8, 0.5)), _harmonics(phase, (0, 0, 0.5, 0.8, 0.7, 0.6, 0.5, 0.3))
-    return soft * swell + bright * swell**3
+    return _wave(soft * swell + bright * swell**3)
 
 
 def _cat(p: float, rng: np.random.Generator) -> _Wave:
     glide = 520 * p * (1 + 0.5 * np.sin(np.pi * _T / 0.3) ** 2)
     phase = _phase(glide)
     mouth = np.sin(np.pi * _T / 0.3)
-    return (_harmonics(phase, (1, 0.3)) + mouth * _harmonics(phase, (0, 0.6, 0.8, 0.3))) * mouth**0.7
+    return _wave((_harmonics(phase, (1, 0.3)) + mouth * _harmonics(phase, (0, 0.6, 0.8, 0.3))) * mouth**0.7)
 
 
 def _frog(p: float, rng: np.random.Generator) -> _Wave:
     pulse = np.abs(np.sin(np.pi * 42 * _T)) ** 6
     croak = np.sin(2 * np.pi * 480 * p * _T) + 0.6 * np.sin(2 * np.pi * 910 * p * _T)
-    return croak * pulse * np.sin(np.pi * np.minimum(_T / 0.24, 1)) ** 0.6
+    return _wave(croak * pulse * np.sin(np.pi * np.minimum(_T / 0.24, 1)) ** 0.6)
 
 
 def _rattle(p: float, rng: np.random.Generator) -> _Wave:
@@ -176,23 +181,23 @@ def _rattle(p: float, rng: np.random.Generator) -> _Wave:
     shift = np.cos(2 * np.pi * 3000 * p * _T)
     smooth = np.convolve(noise, np.hanning(15) / 7, "same")
     grains = (0.15 + np.exp(-(_T % 0.075) * 60)) * (_T < 0.29)
-    return smooth * shift * grains * 2
+    return _wave(smooth * shift * grains * 2)
 
 
 def _bee(p: float, rng: np.random.Generator) -> _Wave:
     wobble = 235 * p * (1 + 0.03 * np.sin(2 * np.pi * 13 * _T + rng.uniform(0, 6)))
-    return _harmonics(_phase(wobble), 1 / np.arange(1, 12) ** 0.8) * (0.8 + 0.2 * np.sin(2 * np.pi * 26 * _T))
+    return _wave(_harmonics(_phase(wobble), 1 / np.arange(1, 12) ** 0.8) * (0.8 + 0.2 * np.sin(2 * np.pi * 26 * _T)))
 
 
 def _kettle(p: float, rng: np.random.Generator) -> _Wave:
     rise = 900 * p * (1 + 0.8 * _T / 0.3)
     hiss = np.diff(rng.standard_normal(_EVENT + 1))
-    return (0.55 * np.sin(2 * np.pi * _phase(rise)) + 0.28 * hiss) * np.minimum(_T / 0.1, 1)
+    return _wave((0.55 * np.sin(2 * np.pi * _phase(rise)) + 0.28 * hiss) * np.minimum(_T / 0.1, 1))
 
 
 def _ball(p: float, rng: np.random.Generator) -> _Wave:
     spring = 190 * p * (1 + 0.9 * _T / 0.3 + 0.22 * np.sin(2 * np.pi * 17 * _T))
-    return _harmonics(_phase(spring), (1, 0.35, 0.12)) * np.exp(-_T * 7)
+    return _wave(_harmonics(_phase(spring), (1, 0.35, 0.12)) * np.exp(-_T * 7))
 
 
 def _phone(p: float, rng: np.random.Generator) -> _Wave:
