@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import ledger
+from . import ledger, places
 from . import manifest as manifests
 from . import marker as markers
 from .errors import CacheError
@@ -116,16 +115,6 @@ class Cache:
         m, file = self.shards[shard], self._file(shard)
         return file, file.view(m.key_offset or 0, m.ok, 1, np.dtype(f"S{m.key_length}"))[:, 0]
 
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(shard, first row, last row + 1) of every stretch of the global rows ``start`` to ``stop``."""
-        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
-        while start < stop:
-            base, end = int(self.starts[shard]), int(self.starts[shard + 1])
-            if start < end:
-                yield shard, start - base, min(stop, end) - base
-                start = min(stop, end)
-            shard += 1
-
     def read_stored(self, start: int, stop: int, out: Stored) -> Stored:
         """Copy the global rows ``start`` to ``stop`` as they are stored into ``out`` (stop - start, D)."""
         return self._read(start, stop, out, np.copyto)
@@ -140,7 +129,7 @@ class Cache:
 
     def _read(self, start: int, stop: int, out: Stored, copy: Callable[[Any, Stored], None]) -> Stored:
         at = 0
-        for shard, first, last in self._runs(start, stop):
+        for shard, first, last in places.runs(self.starts, start, stop):
             file, stored = self._embedding(shard)
             for low, high in file.spans(self.shards[shard].row_bytes, first, last):
                 copy(out[at : at + high - low], stored[low:high])
@@ -171,10 +160,10 @@ class Cache:
         """
         wanted = self._checked(indices)
         out = np.empty((len(wanted), self.dim), np.float32)
-        for places, stored in self._gathered(wanted):
+        for spots, stored in self._gathered(wanted):
             wide = np.empty(stored.shape, np.float32)
             to_float32(stored, wide)
-            out[places] = wide
+            out[spots] = wide
         if normalize:
             normalize_rows(out)
         return out
@@ -186,8 +175,8 @@ class Cache:
         if len(self.shards) == 1 and len(wanted) and self._file(0).is_resident():
             np.take(self._embedding(0)[1], wanted, axis=0, out=out, mode="clip")
             return out
-        for places, stored in self._gathered(wanted):
-            out[places] = stored
+        for spots, stored in self._gathered(wanted):
+            out[spots] = stored
         return out
 
     def _gathered(self, wanted: Indices) -> Iterator[tuple[Indices, Stored]]:
@@ -196,14 +185,14 @@ class Cache:
         A block is overwritten by the next.
         """
         block = np.empty((min(len(wanted), max(1, _BLOCK_BYTES // (4 * self.dim))), self.dim), self.stored_dtype)
-        for shard, places, rows in self._by_shard(wanted):
+        for shard, spots, rows in places.by_shard(self.starts, wanted):
             file, column = self._embedding(shard)
             for span in file.sorted_spans(self.shards[shard].row_bytes, rows):
                 for low in range(span.start, span.stop, len(block)):
                     high = min(low + len(block), span.stop)
                     some = block[: high - low]
                     np.take(column, rows[low:high], axis=0, out=some, mode="clip")  # checked before; "raise" would copy
-                    yield places[low:high], some
+                    yield spots[low:high], some
 
     def gather(self, keys: Sequence[str], *, normalize: bool = True) -> Float32:
         """Rows by key, in the order asked for: (B, D) float32.
@@ -234,24 +223,7 @@ class Cache:
         return self._index.find(keys)
 
     def _checked(self, indices: npt.ArrayLike) -> Indices:
-        wanted = np.atleast_1d(np.asarray(indices))
-        if wanted.size and (wanted.dtype.kind not in "iu" or wanted.ndim != 1):
-            raise IndexError(f"rows are asked for by a list of integers, not {wanted.dtype} {wanted.shape}")
-        rows: Indices = wanted.astype(np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for; {self.path} has {len(self)} rows")
-        return rows
-
-    def _by_shard(self, wanted: Indices) -> Iterator[tuple[int, Indices, Indices]]:
-        """(shard, places in ``wanted``, ascending rows within the shard) for each shard that is touched."""
-        order = np.argsort(wanted)
-        ascending = wanted[order]
-        shards = np.searchsorted(self.starts, ascending, side="right") - 1
-        cuts = np.flatnonzero(np.diff(shards)) + 1
-        for low, high in itertools.pairwise([0, *cuts.tolist(), len(order)]):
-            if low < high:
-                shard = int(shards[low])
-                yield shard, order[low:high], ascending[low:high] - self.starts[shard]
+        return places.checked(indices, len(self), str(self.path))
 
     def key_range(self, start: int, stop: int) -> list[str]:
         """Keys of the global rows ``start`` to ``stop``."""
@@ -262,7 +234,7 @@ class Cache:
 
     def raw_keys(self, start: int, stop: int) -> Iterator[npt.NDArray[np.bytes_]]:
         """Keys of the global rows ``start`` to ``stop`` as NUL-padded UTF-8, one array for each stretch of a shard."""
-        for shard, first, last in self._runs(start, stop):
+        for shard, first, last in places.runs(self.starts, start, stop):
             file, column = self._key_column(shard)
             for low, high in file.spans(self.shards[shard].key_length, first, last):
                 yield column[low:high].copy()
@@ -272,10 +244,10 @@ class Cache:
         wanted = self._checked(indices)
         width = max((m.key_length for m in self.shards), default=1)
         out = np.zeros(len(wanted), f"S{width}")
-        for shard, places, rows in self._by_shard(wanted):
+        for shard, spots, rows in places.by_shard(self.starts, wanted):
             file, column = self._key_column(shard)
             for span in file.sorted_spans(self.shards[shard].key_length, rows):
-                out[places[span]] = column[rows[span]]
+                out[spots[span]] = column[rows[span]]
         return out
 
     def keys(self, indices: npt.ArrayLike | None = None) -> list[str]:
@@ -299,12 +271,12 @@ class Cache:
 
         wanted = self._checked(indices)
         out: list[str | None] = [None] * len(wanted)
-        for shard, places, rows in self._by_shard(wanted):
+        for shard, spots, rows in places.by_shard(self.starts, wanted):
             m = self.shards[shard]
             if name in m.columns:
                 self._file(shard)  # the size check
                 values = read_texts(self.path / "shards" / m.file, name, rows)
-                for place, value in zip(places.tolist(), values, strict=True):
+                for place, value in zip(spots.tolist(), values, strict=True):
                     out[place] = value
         return out
 
@@ -326,11 +298,3 @@ class Cache:
 
         source = self.sources([index])[0]
         return find_source(self.path, source) if source else None
-
-
-def unite_fingerprints(caches: Iterable[Cache]) -> str:
-    """One hash over the content of several caches, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for cache in caches:
-        digest.update(cache.content_id().encode() + b"\n")
-    return digest.hexdigest()

@@ -30,11 +30,11 @@ def failures(number: int, lost: int) -> list[Failure]:
     return remark + [Failure(f"file{number}:bad{i}", "decode", "ItemError", "not UTF-8") for i in range(lost)]
 
 
-def encode(path: Path, manifest, shard, *, retry: bool = False, **options) -> None:
+def encode(path: Path, manifest, shard, *, retry: bool = False, count: int = 3, **options) -> None:
     """A small encode run: resumable, with an empty shard and failures."""
     with CacheWriter.open(path, manifest, **options) as writer:
         if not writer.plans:
-            writer.append_plan(units(), 6)
+            writer.append_plan(units(count=count), 6)
         for unit in writer.pending(retry_failed=retry):
             rows, lost = ROWS[unit.shard], LOST[unit.shard]
             if retry:
@@ -51,43 +51,42 @@ def test_kill_at_every_call_then_resume_gives_the_undisturbed_bytes(
     tmp_path, manifest, shard, tree, killed, monkeypatch
 ):
     monkeypatch.setattr(fsio, "WRITE_BLOCK", 6000)  # several writes a file, so that it dies half written too
-    encode(tmp_path / "calm", manifest, shard)
+    encode(tmp_path / "calm", manifest, shard, count=2)
     calm = tree(tmp_path / "calm")
     at = 0
     while True:
         path = tmp_path / f"at{at}"
-        finished = killed(lambda path=path: encode(path, manifest, shard), at)
+        finished = killed(lambda path=path: encode(path, manifest, shard, count=2), at)
         done = markers_of(path)
         if (path / "cache.json").exists():
             report = verify(path)
             assert report.ok, (at, report.problems)
-        encode(path, manifest, shard)
+        encode(path, manifest, shard, count=2)
         assert tree(path) == calm, at
         assert done.items() <= markers_of(path).items(), f"a finished shard was written again after call {at}"
         if finished is not None:
             break
         at += 1
-    assert at == finished > 60
+    assert at == finished > 50
 
 
 def test_kill_at_every_call_of_a_retry_never_shows_a_damaged_cache(tmp_path, manifest, shard, tree, killed):
     calm = tmp_path / "calm"
-    encode(calm, manifest, shard)
-    encode(calm, manifest, shard, retry=True)
+    encode(calm, manifest, shard, count=2)
+    encode(calm, manifest, shard, retry=True, count=2)
     assert sorted(name for name in tree(calm) if name.endswith((".h5", "jsonl"))) == [
         "shards/00000.g1.h5",
         "shards/00001.g1.h5",
-        "shards/00002.g0.h5",
     ]
     at, finished = 0, None
     while finished is None:
         path = tmp_path / f"at{at}"
-        encode(path, manifest, shard)
-        finished = killed(lambda path=path: encode(path, manifest, shard, retry=True), at)
+        encode(path, manifest, shard, count=2)
+        finished = killed(lambda path=path: encode(path, manifest, shard, retry=True, count=2), at)
         report = verify(path)
         assert report.ok
         assert not report.pending, at
-        encode(path, manifest, shard, retry=True)
+        encode(path, manifest, shard, retry=True, count=2)
         assert tree(path) == tree(calm), at
         at += 1
 
