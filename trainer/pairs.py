@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Say = Callable[[str], None]
-_BLOCK = 1 << 16
+_BLOCK = 1 << 13
 
 
 @dataclass(frozen=True)
