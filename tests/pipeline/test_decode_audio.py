@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from cmcr.cache.errors import ItemError
-from cmcr.pipeline.decode_audio import Audio, decode_audio, to_mono
+from cmcr.pipeline.decoders.audio import Audio, decode_audio, to_mono
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cmcr.cache.errors import ItemError
-from cmcr.pipeline.decode_image import decode_image
+from cmcr.pipeline.decoders.image import decode_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

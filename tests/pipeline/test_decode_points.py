@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cmcr.cache.errors import ItemError
-from cmcr.pipeline.decode_points import decode_points
+from cmcr.pipeline.decoders.points import decode_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.errors import ItemError
+from ...cache.errors import ItemError
 
 # a data chunk of this size or more is the "unknown length" of a header that was written to a pipe
 _UNKNOWN_LENGTH = 0x7FFFF000

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..cache.errors import ItemError
+from ...cache.errors import ItemError
 
 Grey = npt.NDArray[np.float64]
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.errors import ItemError
+from ...cache.errors import ItemError
 
 MAX_BYTES = 1 << 30
 _ARRAY_NAMES = ("points", "xyz", "pos", "arr_0")
