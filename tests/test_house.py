@@ -7,7 +7,6 @@ import configparser
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -98,14 +97,19 @@ def test_a_stray_import_of_a_room_fails_at_once(room: str) -> None:
     assert "ImportError" in run.stderr
 
 
-def test_help_answers_in_half_a_second() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run = subprocess.run([sys.executable, "-m", "cmcr", "--help"], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
-        assert run.returncode == 0, run.stderr
-    assert "encode" in run.stdout
+def test_help_answers_in_half_a_second_of_processor_time() -> None:
+    """Processor time, so that a busy machine cannot fail it; on an idle one that is what a person waits."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run([sys.executable, '-m', 'cmcr', '--help'], capture_output=True, text=True, check=True)\n"
+        "assert 'encode' in done.stdout\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
     assert min(times) < 0.5, f"cmcr --help took {min(times):.2f} s: something heavy is imported at the top"
 
 
