@@ -22,7 +22,7 @@ SIZES = {
     "full": SandboxSizes(captions=8_000, images=1_500, sounds=1_500, clouds=800, evaluation=200, pairs=1_200),
     "small": SandboxSizes(captions=1_000, images=200, sounds=200, clouds=150, evaluation=40, pairs=150),
 }
-EPOCHS = {"full": 36, "small": 8}
+TRAINED = {"full": 1.0, "small": 0.2}
 
 Say = Callable[[str], None]
 
@@ -142,6 +142,6 @@ class _Run:
         folder = self.output / "connectors" / task.name / method
         if not (folder / "config.json").exists():
             spaces = task.spaces(self.cache, bound=method == UPPER_BOUND)
-            settings = task.settings(method, self.seed, EPOCHS[self.size])
+            settings = task.settings(method, self.seed, TRAINED[self.size])
             fit(space=spaces, output=folder, completions=str(self.output / "caches" / "completions"), **settings)
         return folder
