@@ -74,8 +74,8 @@ def import_npy(
         The cache folder. Run again with the same input, an import completes what is missing.
     keys : str or path, optional
         ``rows``: the row number, nine digits. ``lines``: ``<stem of captions>:<line>``, the keys that encoding that
-        file of captions gives. A .txt file: one key a line. A .jsonl file: ``key_field`` of each object. Without it
-        ``lines`` where ``captions`` is given, else ``rows``.
+        file of captions gives. A .txt file: one key a line. A .jsonl file: ``key_field`` of each object; the fields
+        that are neither key nor caption go to /meta. Without it ``lines`` where ``captions`` is given, else ``rows``.
     captions : path, optional
         A .txt file with one caption a line, for /caption.
     caption_field : str, optional
@@ -224,7 +224,9 @@ def _plan(parts: Sequence[Part], size: int) -> list[Unit]:
     hashes: list[npt.NDArray[np.uint64]] = []
     for part, start, labels in _pieces(parts, size):
         stop = start + len(labels.keys)
-        digest = hashlib.blake2b(json.dumps([labels.keys, labels.captions, labels.sources]).encode(), digest_size=16)
+        digest = hashlib.blake2b(
+            json.dumps([labels.keys, labels.captions, labels.sources, labels.meta]).encode(), digest_size=16
+        )
         digest.update(np.ascontiguousarray(part.array.read(start, stop)).view(np.uint8).data)
         units.append(rows_unit(len(units), part.array.path.name, start, stop, digest.hexdigest()))
         hashes.append(hash_keys(encode_keys(labels.keys)))
@@ -269,4 +271,7 @@ def _rows(array: ArrayFile, start: int, labels: Labels) -> tuple[ShardData, list
         return None if values is None else list(itertools.compress(values, good.tolist()))
 
     keys = list(itertools.compress(labels.keys, good.tolist()))
-    return ShardData(keys, vectors[good], captions=kept(labels.captions), sources=kept(labels.sources)), failures
+    data = ShardData(
+        keys, vectors[good], captions=kept(labels.captions), sources=kept(labels.sources), meta=kept(labels.meta)
+    )
+    return data, failures

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import keys as key_rules
 from .arrays import ArrayFile
@@ -18,11 +18,20 @@ KEY_COLUMNS = ("image_path", "url", "key")
 
 @dataclass
 class Labels:
-    """Keys and captions of a stretch of rows."""
+    """Keys, captions, sources and records of a stretch of rows."""
 
     keys: list[str]
     captions: list[str | None] | None = None
     sources: list[str | None] | None = None
+    meta: list[dict[str, Any] | None] | None = None
+
+
+class _Label(NamedTuple):
+    """What stands about one row; ``meta`` holds the fields that are neither key nor caption."""
+
+    key: str
+    caption: str | None = None
+    meta: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,38 +49,39 @@ class LabelSource:
         captions = iter(_lines(self.captions)) if self.captions is not None else None
         for start in range(0, array.rows, size):
             count = min(size, array.rows - start)
-            pairs = list(itertools.islice(keys, count))
+            found = list(itertools.islice(keys, count))
             texts: list[str | None] | None = None
             if captions is not None:
                 texts = list(itertools.islice(captions, count))
                 _require(len(texts) == count, self.captions, start + len(texts), array)
             elif self.caption_field is not None:
-                texts = [caption for _, caption in pairs]
-            _require(len(pairs) == count, self.keys, start + len(pairs), array)
-            yield Labels([key for key, _ in pairs], texts)
+                texts = [label.caption for label in found]
+            _require(len(found) == count, self.keys, start + len(found), array)
+            records = [label.meta for label in found] if any(label.meta for label in found) else None
+            yield Labels([label.key for label in found], texts, meta=records)
         for rest, file in ((keys, self.keys), (captions, self.captions)):
             if rest is not None and next(rest, None) is not None:
                 _require(False, file, array.rows + 1 + sum(1 for _ in rest), array)
 
-    def _keys(self, array: ArrayFile) -> Iterator[tuple[str, str | None]]:
+    def _keys(self, array: ArrayFile) -> Iterator[_Label]:
         if str(self.keys) == "rows":
-            return ((key_rules.row_key(row), None) for row in range(array.rows))
+            return (_Label(key_rules.row_key(row)) for row in range(array.rows))
         if str(self.keys) == "lines":
             if self.captions is None:
                 raise CorpusError(
                     "Keys by line need the file of captions.", todo="give --captions FILE.txt, or --keys rows"
                 )
             stem = self.captions.stem
-            return ((key_rules.text_line_key(stem, row + 1), None) for row in range(array.rows))
+            return (_Label(key_rules.text_line_key(stem, row + 1)) for row in range(array.rows))
         file = Path(self.keys)
         if file.suffix in (".jsonl", ".ndjson"):
             return self._records(file)
-        return ((_checked(line, file, number), None) for number, line in enumerate(_lines(file), 1))
+        return (_Label(_checked(line, file, number)) for number, line in enumerate(_lines(file), 1))
 
-    def _records(self, file: Path) -> Iterator[tuple[str, str | None]]:
+    def _records(self, file: Path) -> Iterator[_Label]:
         for number, line in enumerate(_lines(file), 1):
             try:
-                record = json.loads(line)
+                record = json.loads(line, parse_constant=_refuse)
             except ValueError as error:
                 raise CorpusError(f"This line is not JSON ({error}).", where=f"{file}:{number}") from error
             if not isinstance(record, dict) or record.get(self.key_field) is None:
@@ -82,7 +92,9 @@ class LabelSource:
                     todo="name the field of the key with --key-field",
                 )
             caption = record.get(self.caption_field) if self.caption_field is not None else None
-            yield _checked(str(record[self.key_field]), file, number), None if caption is None else str(caption)
+            rest = {name: value for name, value in record.items() if name not in (self.key_field, self.caption_field)}
+            key = _checked(str(record[self.key_field]), file, number)
+            yield _Label(key, None if caption is None else str(caption), rest or None)
 
 
 def _checked(key: str, file: Path, line: int) -> str:
@@ -90,6 +102,10 @@ def _checked(key: str, file: Path, line: int) -> str:
         return key_rules.check_key(key)
     except ItemError as error:
         raise CorpusError(error.what, where=f"{file}:{line}") from error
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no value of JSON")
 
 
 def _require(condition: bool, file: str | Path | None, found: int, array: ArrayFile) -> None:

@@ -54,6 +54,17 @@ def test_zero_and_non_finite_rows_become_ledger_lines(bring, vectors):
     assert verify(cache.path).ok
 
 
+def test_other_fields_of_the_keys_file_go_to_meta(bring, vectors, tmp_path):
+    records = [{"id": f"k{i}", "text": f"t{i}", "label": "dog" if i % 2 else "cat", "n": i} for i in range(23)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    cache = bring(vectors, keys=tmp_path / "rows.jsonl", caption_field="text", shard_size=4)
+    assert cache.meta([0, 5]) == [{"label": "cat", "n": 0}, {"label": "dog", "n": 5}]
+    assert cache.captions([5]) == ["t5"]
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "n": NaN}\n' * 23)
+    with pytest.raises(CorpusError, match="NaN is no value of JSON"):
+        bring(vectors, name="other", keys=tmp_path / "rows.jsonl")
+
+
 def test_values_beyond_half_precision_ask_for_float32(bring, vectors):
     vectors[4, 1] = 1e6
     with pytest.raises(CacheError, match="float32"):
