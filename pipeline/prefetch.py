@@ -7,6 +7,7 @@ ahead, and by the raw bytes that wait for a decoder.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ from .corpora.base import Corpus
 from .encoders.base import Encoder, Item
 from .messages import one_line
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a decoder in Python code lets the forward pass run; Python's 5 ms are longer than many a layer."""
 AHEAD = 2
 RAW_BYTES = 128 * 2**20
 CHUNK_BYTES = 8 * 2**20
@@ -101,6 +104,8 @@ class Prefetch:
         self._reader = threading.Thread(target=self._read_all, name="cmcr-read", daemon=True)
 
     def __enter__(self) -> Prefetch:
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(SWITCH_INTERVAL, self._switch_interval))
         self._reader.start()
         return self
 
@@ -114,6 +119,7 @@ class Prefetch:
             except queue.Empty:
                 continue
         self._pool.shutdown(wait=True, cancel_futures=True)
+        sys.setswitchinterval(self._switch_interval)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
