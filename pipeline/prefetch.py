@@ -22,7 +22,7 @@ from .encoders.base import Encoder, Item
 from .messages import one_line
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which a decoder in Python code lets the forward pass run; Python's 5 ms are longer than many a layer."""
+"""Seconds after which a decoder in Python code lets the forward pass run; the usual 5 ms outlast many a layer."""
 AHEAD = 2
 RAW_BYTES = 128 * 2**20
 CHUNK_BYTES = 8 * 2**20

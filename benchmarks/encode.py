@@ -1,0 +1,181 @@
+"""Encode against decoding and the forward pass alone, on the same threads: ``python benchmarks/encode.py``.
+
+Budget (design, section 10): wall time at most 1.05 of decode + forward. Two yardsticks, each over the very batches that
+the run makes, from bytes that are in memory already and with nothing written:
+
+serial     a pool decodes a batch, then the batch goes forward, then the next: decode + forward, what the budget names
+overlap    the pool decodes everything ahead while batches go forward: what a perfect pipeline would take
+
+Runs are interleaved; the table has medians. Networks have random weights: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cmcr.pipeline.corpora import open_corpus
+from cmcr.pipeline.encode import EncodeConfig, encode
+from cmcr.pipeline.encoders.base import Encoder, Item
+from cmcr.pipeline.encoders.registry import load_encoder
+from cmcr.pipeline.encoders.torchvision_shim import prepare_torchvision
+from PIL import Image
+
+BATCH, SHARD = 32, 256
+
+
+def clip_weights(folder: Path, width: int, layers: int) -> str:
+    """Name of an open_clip encoder of the given size, ViT-B/32 in all else, with random weights in a file."""
+    prepare_torchvision()
+    import open_clip
+
+    config = {
+        "embed_dim": 512,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": layers, "width": width, "patch_size": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": width * 2 // 3, "heads": 8, "layers": layers},
+    }
+    (folder / "bench-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "bench-clip.json")
+    torch.save(open_clip.create_model("bench-clip").state_dict(), folder / "w.pt")
+    return f"open_clip:bench-clip/{folder / 'w.pt'}"
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """JPEG files of about the size of web pictures."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(count):
+        small = random.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((512, 384), Image.Resampling.BICUBIC).save(folder / f"{i:05}.jpg", quality=88)
+    return folder
+
+
+def captions(file: Path, count: int) -> Path:
+    """Captions of ordinary length."""
+    words = [
+        "a",
+        "dog",
+        "cat",
+        "red",
+        "car",
+        "on",
+        "the",
+        "street",
+        "near",
+        "an",
+        "old",
+        "house",
+        "with",
+        "two",
+        "small",
+        "birds",
+        "and",
+        "some",
+        "trees",
+    ]
+    random = np.random.default_rng(0)
+    file.write_text("".join(" ".join(random.choice(words, 12)) + f" {i}\n" for i in range(count)))
+    return file
+
+
+def units_of(source: Path, modality: Any) -> list[list[Item]]:
+    """All items in memory, unit by unit as the run has them."""
+    corpus = open_corpus([source], modality)
+    units = corpus.plan([], SHARD).units
+    return [[entry for entry in corpus.read(unit) if isinstance(entry, Item)] for unit in units]
+
+
+def batches_of(units: list[list[Item]]) -> Iterator[list[Item]]:
+    """Fixed batches that never cross a unit."""
+    for unit in units:
+        yield from (unit[i : i + BATCH] for i in range(0, len(unit), BATCH))
+
+
+def serial(encoder: Encoder, units: list[list[Item]], workers: int) -> None:
+    """Decode a batch on the pool, forward it, and so on."""
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in batches_of(units):
+            encoder.encode(list(pool.map(encoder.decode, batch)))
+
+
+def overlap(encoder: Encoder, units: list[list[Item]], workers: int) -> None:
+    """Decode everything ahead, forward batches as they are ready."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [[pool.submit(encoder.decode, item) for item in batch] for batch in batches_of(units)]
+        for batch in futures:
+            encoder.encode([future.result() for future in batch])
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def measure(title: str, encoder: Encoder, source: Path, folder: Path, rounds: int) -> float:
+    """One row of the table; returns wall / (decode + forward)."""
+    config = EncodeConfig(modality=encoder.modality)
+    units = units_of(source, encoder.modality)
+    encoder.encode([encoder.decode(item) for item in units[0][:BATCH]])
+    seconds: dict[str, list[float]] = {"encode": [], "serial": [], "overlap": []}
+    for _ in range(rounds):
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        settings = {"batch_size": BATCH, "shard_size": SHARD, "workers": config.decoders}
+        run = encode(source, folder / "out", modality=encoder.modality, encoder=encoder, **settings)
+        seconds["encode"].append(run.seconds)
+        seconds["serial"].append(timed(lambda: serial(encoder, units, config.decoders)))
+        seconds["overlap"].append(timed(lambda: overlap(encoder, units, config.decoders)))
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    items = sum(map(len, units))
+    against_serial, against_overlap = middle["encode"] / middle["serial"], middle["encode"] / middle["overlap"]
+    print(
+        f"{title:20} {items:6} {items / middle['encode']:9.1f}/s {middle['encode']:8.2f} s {middle['serial']:8.2f} s "
+        f"{middle['overlap']:8.2f} s {against_serial:8.3f} {against_overlap:8.3f}"
+    )
+    return against_serial
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--texts", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=384, help="768 is ViT-B/32")
+    parser.add_argument("--layers", type=int, default=6, help="12 is ViT-B/32")
+    parser.add_argument("--only", default="", help="rows of the table whose title holds this")
+    given = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, shards of {SHARD}")
+    columns = ("encode", "serial", "overlap")
+    print(f"{'':20} {'items':>6} {'rate':>11} " + " ".join(f"{c:>10}" for c in columns) + "  /serial /overlap")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        name = clip_weights(folder, given.width, given.layers)
+        sources = {
+            "image": pictures(folder / "pictures", given.images),
+            "text": captions(folder / "t.txt", given.texts),
+        }
+        ratios = []
+        for family, full in (("open_clip", name), ("sandbox", "sandbox:clip")):
+            for modality, source in sources.items():
+                title = f"{family} {modality}"
+                if given.only in title:
+                    encoder = load_encoder(full, modality=modality)  # type: ignore[arg-type]
+                    ratios.append(measure(title, encoder, source, folder, given.rounds))
+    print(f"worst ratio to decode + forward: {max(ratios):.3f} (budget 1.05)")
+
+
+if __name__ == "__main__":
+    main()
