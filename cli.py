@@ -207,7 +207,7 @@ def fit(
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
 
-    given = {
+    given: dict[str, Any] = {
         "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
         "precision": precision, "memory_budget": memory_budget,
     }  # fmt: skip
@@ -238,7 +238,7 @@ def project(
     from .pipeline import terminal
     from .pipeline.project import project as run
 
-    more = {} if batch_size is None else {"batch_size": batch_size}
+    more: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     report = run(connector, input, output, device=device, overwrite=overwrite, **more)
     _show(terminal.project_lines(report), report, json)
 

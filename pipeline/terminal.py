@@ -92,7 +92,7 @@ def _sources(changed: tuple[str, ...], vanished: tuple[str, ...]) -> list[str]:
 def completion_lines(report: CompletionReport) -> list[str]:
     """What a completion did, with the line that says how sharp it is."""
     before = f", {report.skipped} were done before" if report.skipped else ""
-    return [f"{report.rows:,} rows in {report.folder} ({report.shards} new shards{before})", report.line]
+    return [f"{report.rows:,} rows in {report.folder} ({report.shards} new shards{before})", report.line()]
 
 
 def fit_lines(result: FitResult) -> list[str]:
@@ -103,7 +103,7 @@ def fit_lines(result: FitResult) -> list[str]:
         f"joined {join.matched:,} rows by key ({join.left_only:,} only in {pairs.names[0]}, {join.right_only:,} only in"
         f" {pairs.names[1]})"
     ]
-    lines += [f"{name}: {done.line}" for name, done in pairs.completions.items()]
+    lines += [f"{name}: {done.line()}" for name, done in pairs.completions.items()]
     loss = result.metrics.get("loss")
     ended = f", last loss {loss:.3f}" if isinstance(loss, float) else ""
     lines.append(f"fitted {' + '.join(connector.spaces)} into {connector.dim}-d in {duration(result.seconds)}{ended}")
