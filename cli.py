@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: ``cmcr --help`` answers in under half a se
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -444,6 +445,8 @@ def _show(lines: Any, record: Any, json: bool) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # Before torch is imported: spinning OpenMP threads slow small steps tenfold on a machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
