@@ -15,12 +15,12 @@ from ..cache.manifest import MANIFEST_NAME, CacheManifest, read_manifest, read_p
 from ..cache.plan import Plan, Unit
 from ..cache.writer import CacheWriter
 from .corpora import Corpus, PlanUpdate, open_corpus
-from .encode_config import DryRun, EncodeConfig, EncodeReport
-from .encode_run import Run
 from .encoders.base import Encoder, Item
 from .encoders.registry import load_encoder
-from .forward import Forward
-from .prefetch import decode_slot
+from .encoding.config import DryRun, EncodeConfig, EncodeReport
+from .encoding.forward import Forward
+from .encoding.prefetch import decode_slot
+from .encoding.run import Run
 from .progress import Progress, silent
 
 __all__ = ["DryRun", "EncodeConfig", "EncodeReport", "encode", "plan_encode"]

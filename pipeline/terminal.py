@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..trainer.completion import CompletionReport
     from ..trainer.connector import Connector
     from ..trainer.fit import FitResult
-    from .encode_config import DryRun, EncodeReport
+    from .encoding.config import DryRun, EncodeReport
     from .project import ProjectReport
 
 LISTED = 5

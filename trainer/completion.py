@@ -22,6 +22,7 @@ from ..cache.reader import Cache, open_cache
 from ..cache.writer import CacheWriter, ShardData
 from .averaging import Completed, complete_rows, readable_neighbours
 from .settings import CompletionSettings
+from .spaces import check_space
 
 __all__ = ["Completed", "CompletionReport", "complete", "complete_rows", "completed_cache"]
 
@@ -105,8 +106,6 @@ def complete(
     CacheError
         The output was made from another query, or with other settings.
     """
-    from .pairs import check_space
-
     query = _opened(query)
     several = [bank] if isinstance(bank, Cache | str | Path) else list(bank)
     caches = [_opened(one) for one in several]

@@ -15,6 +15,7 @@ from ..cache.errors import CacheError, FitError
 from ..cache.join import JoinReport, join
 from ..cache.reader import Cache, open_cache
 from .recipe import Recipe, load_recipe
+from .spaces import check_space, describe_space
 
 if TYPE_CHECKING:
     from .completion import CompletionReport
@@ -143,22 +144,6 @@ def _open_bank(recipe: Recipe, name: str, overlap: Cache) -> Bank | None:
     for cache in caches:
         check_space(overlap, cache)
     return Bank(caches, rows=recipe.fit.bank_rows, seed=recipe.fit.seed)
-
-
-def check_space(query: Cache, bank: Cache) -> None:
-    """Refuse a bank of another space than the query's; the error names both."""
-    if query.manifest.space_id != bank.manifest.space_id or query.dim != bank.dim:
-        raise FitError(
-            f"query and bank are not of one space: {query.modality} of {describe_space(query)}, "
-            f"{bank.modality} of {describe_space(bank)}",
-            where=f"{query.path} and {bank.path}",
-            todo="give a bank that the same model encoded",
-        )
-
-
-def describe_space(cache: Cache) -> str:
-    """Name, id and width of a cache's space, for messages."""
-    return f"{cache.manifest.space_name!r} (id {cache.manifest.space_id}, {cache.dim} dimensions)"
 
 
 def _refuse_one_space(first: str, one: Cache, second: str, other: Cache) -> None:

@@ -11,9 +11,9 @@ import pytest
 from cmcr.cache.errors import CorpusError, ItemError
 from cmcr.cache.ledger import Failure
 from cmcr.cache.plan import Piece, Unit
-from cmcr.pipeline import prefetch
 from cmcr.pipeline.encoders.base import Item, Space
-from cmcr.pipeline.prefetch import Batch, Prefetch
+from cmcr.pipeline.encoding import prefetch
+from cmcr.pipeline.encoding.prefetch import Batch, Prefetch
 
 
 class Numbers:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache.errors import CmcrError, EncoderError
-from ..cache.ledger import Failure
-from ..cache.plan import Unit
-from ..cache.writer import CacheWriter, ShardData
-from .corpora.base import Corpus
-from .encode_config import TRUNCATED, EncodeConfig
-from .encoders.base import Encoder, Item, Remarking
+from ...cache.errors import CmcrError, EncoderError
+from ...cache.ledger import Failure
+from ...cache.plan import Unit
+from ...cache.writer import CacheWriter, ShardData
+from ..corpora.base import Corpus
+from ..encoders.base import Encoder, Item, Remarking
+from ..progress import Event, Progress
+from .config import TRUNCATED, EncodeConfig
 from .forward import Encoded, Forward
 from .prefetch import Batch, Prefetch, Slot
-from .progress import Event, Progress
 
 
 @dataclass

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache.errors import RecipeError
-from .corpora.base import CorpusSettings
-from .encoders.base import MODALITIES, Encoder, Modality
-from .encoders.registry import PRECISIONS
+from ...cache.errors import RecipeError
+from ..corpora.base import CorpusSettings
+from ..encoders.base import MODALITIES, Encoder, Modality
+from ..encoders.registry import PRECISIONS
 
 TRUNCATED = "TruncatedText"
 

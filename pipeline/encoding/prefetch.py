@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..cache.errors import CmcrError, ItemError
-from ..cache.ledger import Failure
-from ..cache.plan import Unit
-from .corpora.base import Corpus
-from .encoders.base import Encoder, Item
+from ...cache.errors import CmcrError, ItemError
+from ...cache.ledger import Failure
+from ...cache.plan import Unit
+from ..corpora.base import Corpus
+from ..encoders.base import Encoder, Item
 from .messages import one_line
 
 SWITCH_INTERVAL = 0.0005

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..cache.errors import CmcrError, EncoderError, ItemError
-from .encoders.base import Encoder, Vectors
+from ...cache.errors import CmcrError, EncoderError, ItemError
+from ..encoders.base import Encoder, Vectors
 from .messages import one_line
 
 UNIT_TOLERANCE = 1e-3
