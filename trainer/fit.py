@@ -24,9 +24,9 @@ from .connector_info import ConnectorInfo, SpaceInfo
 from .methods import get_method
 from .pairs import Pairs, load_pairs
 from .recipe import Recipe, load_recipe, make_recipe
-from .run_folder import METRICS, Progress, RunFolder
+from .run_folder import EVENTS, METRICS, Progress, RunFolder
 
-CARD, CURVE, EVENTS = "README.md", "curve.png", "tensorboard"
+CARD, CURVE = "README.md", "curve.png"
 NOT_STATED = "not stated"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..cache.errors import FitError
-from ..cache.fsio import is_temporary, write_atomic
+from ..cache.fsio import is_temporary, sweep, write_atomic
 from .checkpoint import Checkpoint, capture, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ Progress = Callable[[int, int, Mapping[str, Any]], None]
 CONFIG = "config.json"
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
 CHECKPOINT = "checkpoint.safetensors"
 # Everything that a fit writes, the file that says "finished" first.
-_OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png", "README.md", "tensorboard", "runs")
+_OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png", "README.md", EVENTS, "runs")
 
 
 class RunFolder:
@@ -57,6 +58,8 @@ class RunFolder:
         if overwrite:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / EVENTS):
+            sweep(place)  # what a killed process left half-written
         content = recipe.encode("utf-8")
         if not (folder / RECIPE).exists() or (folder / RECIPE).read_bytes() != content:
             write_atomic(folder / RECIPE, content)
