@@ -1,3 +1,3 @@
-"""The inside of an encode run, whose face is ``pipeline/encode.py``: settings, ordered prefetch, fixed batches, the run."""
+"""The inside of an encode run: settings, ordered prefetch, fixed batches. Its face is ``pipeline/encode.py``."""
 
 from ...cache.errors import CmcrError as CmcrError

@@ -1,0 +1,65 @@
+"""The demo, small: every method in the table, a page that needs nothing else, and a folder that may be used again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cmcr
+import pytest
+from cmcr.pipeline.demo.page import demo_lines
+from cmcr.pipeline.demo.results import DemoResult
+
+METHODS = ["chance", "identity", "procrustes", "ridge", "bridge", "c-mcr", "upper bound"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return cmcr.demo(tmp_path_factory.mktemp("demo") / "out", size="small")
+
+
+def test_every_method_stands_beside_chance_and_the_upper_bound(small: DemoResult) -> None:
+    record = json.loads((small.output / "metrics.json").read_text())
+    assert record["synthetic"] is True
+    for task in small.tasks:
+        assert [row.method for row in task.rows] == METHODS
+        figures = record["tasks"][task.task.name]["methods"]
+        assert figures["chance"]["R@1"] == pytest.approx(1 / 40)
+        assert figures["c-mcr"]["R@10"] > figures["chance"]["R@10"] + 0.1
+        assert record["tasks"][task.task.name]["share_of_upper_bound"] > 0
+
+
+def test_the_page_embeds_every_picture_and_sound(small: DemoResult) -> None:
+    page = (small.output / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    assert page.count("data:audio/wav") == 6
+    assert "synthetic" in page
+    for method in ("C-MCR", "bridge", "upper bound", "Procrustes"):
+        assert method in page
+
+
+def test_all_caches_of_the_demo_are_sound_and_the_lines_can_be_printed(small: DemoResult) -> None:
+    caches = [path.parent for path in (small.output / "caches").rglob("cache.json")]
+    assert len(caches) >= 14
+    assert all(cmcr.verify(cache).ok for cache in caches)
+    assert any("upper bound" in str(line) for line in demo_lines(small))
+
+
+def test_a_second_run_in_the_same_folder_gives_the_same_figures_and_encodes_nothing(small: DemoResult) -> None:
+    before = (small.output / "metrics.json").read_bytes()
+    shards = {p: p.stat().st_mtime_ns for p in (small.output / "caches").rglob("*.h5")}
+    cmcr.demo(small.output, size="small")
+    assert (small.output / "metrics.json").read_bytes() == before
+    assert {p: p.stat().st_mtime_ns for p in (small.output / "caches").rglob("*.h5")} == shards
+
+
+def test_a_folder_with_something_else_or_another_world_is_refused(small: DemoResult, tmp_path: Path) -> None:
+    with pytest.raises(cmcr.CmcrError, match="another seed or size"):
+        cmcr.demo(small.output, size="small", seed=1)
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(cmcr.CmcrError, match="something else"):
+        cmcr.demo(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
