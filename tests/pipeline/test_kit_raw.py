@@ -19,7 +19,7 @@ FAILS = (
     "must be reported",
     "must be caught",
     "non-finite input must be caught",
-    "refused",
+    "must be refused",
 )
 
 
