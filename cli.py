@@ -51,9 +51,8 @@ app.add_typer(connector_app, name="connector")
 Output = Annotated[Path, typer.Option("--output", help="Folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Rows at once; halved when memory runs out.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the device has it.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Decoding threads; default: by the machine.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Rows at once.")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --output holds.")]
@@ -161,7 +160,7 @@ def complete(
     """Complete every row of a cache by the softmax-weighted retrieval from a memory bank."""
     from .pipeline import terminal
     from .pipeline.progress import CountBar
-    from .trainer.completion import complete as run
+    from .trainer.completed_cache import complete as run
 
     with _maybe(quiet or json, lambda: CountBar("complete")) as progress:
         report = run(
@@ -213,9 +212,8 @@ def fit(
         "precision": precision, "memory_budget": memory_budget,
     }  # fmt: skip
     if (config is None) == (not space):
-        raise RecipeError(
-            "A fit needs either a recipe or two spaces.", todo="--config FILE, or --space twice with --method"
-        )
+        what = "A fit takes a recipe or two spaces" + (", not both." if config else "; neither is given.")
+        raise RecipeError(what, todo="--config FILE, or --space twice with --method")
     recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
     say = None if quiet or json else _say
     with _maybe(quiet or json, lambda: CountBar("fit")) as progress:
@@ -231,16 +229,19 @@ def project(
     input: Annotated[Path, typer.Option("--input", help="Cache of one of the connector's spaces.")],
     output: Output,
     batch_size: BatchSize = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Project a cache into the shared space; run it again when the cache has grown."""
     from .pipeline import terminal
+    from .pipeline.progress import CountBar
     from .pipeline.project import project as run
 
     more: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    report = run(connector, input, output, device=device, overwrite=overwrite, **more)
+    with _maybe(quiet or json, lambda: CountBar("project")) as progress:
+        report = run(connector, input, output, device=device, overwrite=overwrite, progress=progress, **more)
     _show(terminal.project_lines(report), report, json)
 
 
@@ -257,7 +258,7 @@ def search(
     k: Annotated[int, typer.Option("--k", help="Hits for each query.")] = 10,
     space: Annotated[str | None, typer.Option("--space", help="Where two spaces have the modality.")] = None,
     encoder: Encoder = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Also draw a contact sheet (PNG).")] = None,
     json: Json = False,
 ) -> None:
@@ -286,7 +287,7 @@ def evaluate_retrieval(
     ks: Annotated[str, typer.Option("--ks", help="Cut-offs of recall.")] = "1,5,10",
     ties: Annotated[str, typer.Option("--ties", help="expected, or optimistic.")] = "expected",
     output: Annotated[Path | None, typer.Option("--output", help="Also write the result as a JSON file.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     json: Json = False,
 ) -> None:
     """Recall, mAP and ranks, both directions; equal keys are relevant unless pairs or a label say otherwise."""
@@ -348,7 +349,7 @@ def cache_verify(
     if repair:
         mended = mend(cache, deep=not fast)
         _show(terminal.repair_lines(mended), mended, json)
-        return
+        raise typer.Exit(1 if mended.remaining else 0)
     report = verify(cache, deep=not fast)
     _show(terminal.verify_lines(report), report, json)
     if not report.ok:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from .errors import ItemError
 
 MAX_KEY_BYTES = 1024
@@ -32,39 +30,31 @@ def check_key(key: str) -> str:
     return key
 
 
+def stem(path: str) -> str:
+    """POSIX path without its last extension: ``a/b.en.txt`` gives ``a/b.en``; ``.hidden`` and ``a.`` stay.
+
+    The key of a file of a folder is the stem of its path relative to the root that was given.
+    """
+    folder, slash, base = path.rpartition("/")
+    dot = base.rfind(".")
+    return f"{folder}{slash}{base[:dot]}" if 0 < dot < len(base) - 1 else path
+
+
+def line_key(stem: str, line: int) -> str:
+    """Key of a line of a text file or table: ``<relative stem>:<9-digit line>``; from 1, blank lines counted."""
+    return f"{stem}:{line:09d}"
+
+
 def row_key(row: int) -> str:
     """Key of a row that has only its number (0-based): nine digits."""
-    return check_key(f"{row:09d}")
-
-
-def text_line_key(stem: str, line: int) -> str:
-    """Key of a line of a text file: ``<relative stem>:<9-digit line>``; lines count from 1, blank ones included."""
-    return check_key(f"{stem}:{line:09d}")
-
-
-def file_key(relative_path: str | PurePosixPath) -> str:
-    """Key of a file of a folder: its POSIX path relative to the root that was given, without the last extension."""
-    path = PurePosixPath(relative_path)
-    return check_key(str(path.with_suffix("")))
+    return f"{row:09d}"
 
 
 def tar_key(stem: str, key: str) -> str:
     """Key of a sample of a tar: ``<tar stem>/<__key__>``."""
-    return check_key(f"{stem}/{key}")
+    return f"{stem}/{key}"
 
 
 def caption_key(key: str, number: int) -> str:
     """Key of one of several captions of an item: ``key#0``, ``key#1``, ..."""
     return check_key(f"{key}#{number}")
-
-
-def table_key(stem: str, line: int, value: object | None) -> str:
-    """Key of a row of a JSONL, CSV or parquet file: its key column, else the line as in :func:`text_line_key`.
-
-    Integral numbers are written without a fraction, so that ``7`` of a CSV and ``7`` of a parquet file are one key.
-    """
-    if value is None or value == "":
-        return text_line_key(stem, line)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return check_key(str(value))

@@ -72,7 +72,7 @@ class LabelSource:
                     "Keys by line need the file of captions.", todo="give --captions FILE.txt, or --keys rows"
                 )
             stem = self.captions.stem
-            return (_Label(key_rules.text_line_key(stem, row + 1)) for row in range(array.rows))
+            return (_Label(key_rules.line_key(stem, row + 1)) for row in range(array.rows))
         file = Path(self.keys)
         if file.suffix in (".jsonl", ".ndjson"):
             return self._records(file)

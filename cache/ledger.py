@@ -15,9 +15,9 @@ from .errors import CacheError
 class Failure:
     """One item that could not be read, or that was read with a remark: a line of the error ledger.
 
-    ``stage`` is ``audit``, ``read``, ``decode`` or ``encode``. ``lost`` is False for a remark on an item that still
-    has its row (a tar sample that lacks its caption, say) and for remarks on a whole source; only lost items count as
-    failed.
+    ``stage`` is ``audit``, ``read``, ``decode``, ``encode`` or ``project``. ``lost`` is False for a remark on an item
+    that still has its row (a tar sample that lacks its caption, say) and for remarks on a whole source; only lost items
+    count as failed.
     """
 
     key: str

@@ -15,7 +15,7 @@ from .errors import CacheError
 
 FORMAT = "cmcr-shard"
 VERSION = 1
-TODO = "run: cmcr cache verify, then cmcr cache verify --repair"
+TODO = "run cmcr cache verify on the cache, then the same with --repair"
 _MARKER_NAME = re.compile(r"^(\d{5,})\.json$")
 DATA_NAME = re.compile(r"^(\d{5,})\.g(\d+)\.h5$")
 LEDGER_NAME = re.compile(r"^(\d{5,})(?:\.g(\d+))?\.jsonl$")

@@ -176,7 +176,7 @@ def check_file(path: Path, marker: DoneMarker) -> None:
     CacheError
         It does not open, or shapes, types or offsets differ.
     """
-    todo = "run: cmcr cache verify"
+    todo = f"run: cmcr cache verify {path.parent.parent}"
     try:
         with h5py.File(path, "r", locking=False) as file:
             embedding, key = file["embedding"], file["key"]
@@ -214,7 +214,9 @@ def read_texts(path: Path, column: str, rows: npt.NDArray[np.int64]) -> list[str
             return _texts_at(file[column], rows)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CacheError(
-            f"The column {column!r} cannot be read: {error}.", where=str(path), todo="run: cmcr cache verify"
+            f"The column {column!r} cannot be read: {error}.",
+            where=str(path),
+            todo=f"run: cmcr cache verify {path.parent.parent}",
         ) from error
 
 

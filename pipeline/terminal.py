@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..cache.reader import Cache
     from ..cache.verify import RepairReport, VerifyReport
-    from ..trainer.completion import CompletionReport
+    from ..trainer.completed_cache import CompletionReport
     from ..trainer.connector import Connector
     from ..trainer.fit import FitResult
     from .encoding.config import DryRun, EncodeReport
@@ -178,11 +178,13 @@ def verify_lines(report: VerifyReport) -> list[str]:
     lines = [f"{report.path}: {state}; {report.shards:,} shards, {report.rows:,} rows, {report.failed:,} failed items"]
     lines += [f"  {problem}" for problem in report.problems]
     if report.pending:
-        lines.append(f"{len(report.pending)} planned shards are not encoded yet: run the same encode again")
+        lines.append(
+            f"{len(report.pending)} planned shards are not there yet: run the command that made the cache again"
+        )
     if report.leftovers:
         lines.append(f"files that no marker names: {listed(report.leftovers)}")
     if not report.ok:
-        lines.append("next: cmcr cache verify --repair, then run the same encode again")
+        lines.append(f"next: cmcr cache verify {report.path} --repair, then the command that made the cache again")
     return lines
 
 

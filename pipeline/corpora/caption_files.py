@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ...cache.keys import caption_key
+from ...cache.keys import caption_key, stem
 from ...cache.ledger import Failure
 from ..encoders.base import Item
 from .columns import caption_problem
 from .folders import FilesSource, load_file
-from .keys import stem
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...cache.keys import stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
 from ..encoders.base import Item
 from .base import CorpusSettings, Survey, Task
 from .digest import FilesDigest, ends_of, read_ends
-from .keys import path_text, stem, text_path
+from .keys import path_text, text_path
 from .lines import stale
 from .names import CAPTION, RECORD
 

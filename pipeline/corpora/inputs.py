@@ -10,13 +10,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...cache.errors import CorpusError
+from ...cache.keys import stem
 from ..encoders.base import MODALITIES, Modality
 from .base import CorpusSettings, Source
 from .caption_files import CaptionFilesSource
 from .columns import NoColumnError
 from .corpus import FileCorpus
 from .folders import FilesSource, Listing, list_folder
-from .keys import path_text, stem
+from .keys import path_text
 from .lines import LinesSource
 from .names import ARCHIVES, CAPTION, COMPRESSED, LINES, MEDIA, RECORD, TABLES, extension, looked_for
 from .tables import TableSource

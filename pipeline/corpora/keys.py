@@ -1,4 +1,4 @@
-"""Key rules: how keys are made from names and lines, and how duplicates are found before anything is written."""
+"""Keys of a corpus: names and texts that a cache can hold, and duplicates found before anything is written."""
 
 from __future__ import annotations
 
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 
 _PLAIN = 256
 _LINE = re.compile(r"(.+:)(\d{9,})", re.DOTALL)
-
-
-def stem(path: str) -> str:
-    """POSIX path without its last extension: ``a/b.en.txt`` gives ``a/b.en``; ``.hidden`` and ``a.`` stay."""
-    folder, slash, base = path.rpartition("/")
-    dot = base.rfind(".")
-    return f"{folder}{slash}{base[:dot]}" if 0 < dot < len(base) - 1 else path
-
-
-def line_key(prefix: str, number: int) -> str:
-    """Key of a line: ``captions:000000042``."""
-    return f"{prefix}{number:09d}"
 
 
 def path_text(path: str) -> str:

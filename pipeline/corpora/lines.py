@@ -11,12 +11,13 @@ from typing import BinaryIO
 import numpy as np
 
 from ...cache.errors import CorpusError
+from ...cache.keys import line_key, stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
 from ..encoders.base import Item
 from .base import Survey, Task
 from .digest import CHUNK, digest_range, new_digest
-from .keys import line_key, stem, unfit
+from .keys import unfit
 from .packing import Packer
 
 LINE_LIMIT = 1 << 24
@@ -79,7 +80,7 @@ class LinesSource:
             raise stale(self.place, f"lines from {piece.first} on")
 
     def _item(self, raw: bytes, length: int, number: int) -> Item | Failure:
-        key = line_key(self.prefix, number)
+        key = line_key(stem(self.name), number)
         caption = decode_line(raw, length, first=number == 1)
         if isinstance(caption, Failure):
             return Failure(key, caption.stage, caption.error, f"line {number} of {self.name}: {caption.message}")

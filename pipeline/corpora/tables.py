@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...cache.keys import caption_key
+from ...cache.keys import caption_key, line_key, stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
 from ..encoders.base import Item, Modality
@@ -15,7 +15,7 @@ from .base import CorpusSettings, Survey, Task
 from .columns import Columns, caption_problem, captions_of, choose, key_text, record_of
 from .digest import new_digest
 from .folders import load_file
-from .keys import line_key, path_text, stem, unfit
+from .keys import path_text, unfit
 from .lines import Tail, compare_pieces, ends_line, refuse_utf16, stale
 from .names import extension
 from .parquet import ParquetTable
@@ -130,11 +130,11 @@ class TableSource:
 
     def _key(self, row: Row) -> str | None:
         if self.used.key is None or row.values is None:
-            return line_key(f"{stem(self.name)}:", row.line)
+            return line_key(stem(self.name), row.line)
         return key_text(row.values.get(self.used.key))
 
     def _items(self, row: Row) -> Iterator[Item | Failure]:
-        spare = line_key(f"{stem(self.name)}:", row.line)
+        spare = line_key(stem(self.name), row.line)
         where = f"line {row.line} of {self.name}"
         key = self._key(row)
         if row.values is None:

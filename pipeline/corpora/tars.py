@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...cache.errors import CorpusError
-from ...cache.keys import caption_key
+from ...cache.keys import caption_key, stem, tar_key
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
 from ..encoders.base import Item, Modality
@@ -19,7 +19,6 @@ from .caption_files import captions_in
 from .columns import CAPTIONS, caption_problem, captions_of
 from .digest import FilesDigest, read_ends
 from .folders import caption_and_record
-from .keys import stem
 from .lines import stale
 
 
@@ -118,7 +117,7 @@ class TarSource:
 
     def _sample(self, handle: BinaryIO, sample: Sample, expected: set[str]) -> Iterator[Item | Failure]:
         """Items and failures of one sample."""
-        key = self.prefix + sample.key
+        key = tar_key(stem(self.name), sample.key)
         own = self._own(sample)
         if sample.repeats is not None:
             message = f"the key comes again at byte {sample.offset}; kept is the sample at byte {sample.repeats}"

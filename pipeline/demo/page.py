@@ -1,4 +1,4 @@
-"""The demo's table and its page: results in, views out."""
+"""The demo's table and its page, with the answers of C-MCR to a few queries."""
 
 from __future__ import annotations
 
@@ -62,13 +62,19 @@ def result_table(result: DemoResult) -> Table:
         table.add_column(name, justify="right")
     for task in result.tasks:
         for n, row in enumerate(task.rows):
-            shown = [f"{100 * row.figures[name]:.1f}" for name in MEASURES]
-            if "R@1" in row.figures and row.method != "chance":
-                shown[0] += f" ± {100 * task.standard_error(row.method):.1f}"
+            shown = _percents(task, row.method)
             style = {"c-mcr": "bold", "chance": "dim", UPPER_BOUND: "dim"}.get(row.method)
             cells = (task.task.title if n == 0 else "", row.method, *shown, f"{row.figures['median_rank']:g}")
             table.add_row(*cells, style=style, end_section=n == len(task.rows) - 1)
     return table
+
+
+def _percents(outcome: TaskResult, method: str) -> list[str]:
+    """The measures of a method in percent, R@1 with its standard error."""
+    shown = [f"{100 * outcome.of(method).figures[name]:.1f}" for name in MEASURES]
+    if method != "chance":
+        shown[0] += f" ± {100 * outcome.standard_error(method):.1f}"
+    return shown
 
 
 def write_report(result: DemoResult) -> Path:
@@ -131,9 +137,7 @@ def _task(result: DemoResult, outcome: TaskResult, captions: dict[str, str]) -> 
 
 def _row(outcome: TaskResult, method: str) -> Row:
     figures = outcome.of(method).figures
-    values = [f"{100 * figures[name]:.1f}" for name in MEASURES]
-    if method != "chance":
-        values[0] += f" ± {100 * outcome.standard_error(method):.1f}"
+    values = _percents(outcome, method)
     role = {"c-mcr": "ours", UPPER_BOUND: "bound"}.get(method, "")
     bar = 100 * figures["R@1"]
     return Row(NAMES[method], bar, (*values, f"{figures['median_rank']:g}"), role)  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ class _Run:
                     "The folder holds something else.", where=str(self.output), todo="choose another --output"
                 )
             if overwrite:
-                shutil.rmtree(self.output)
+                self.clear()
             elif mark.read_text(encoding="utf-8") != mine:
                 raise CmcrError(
                     "The folder holds a demo with another seed or size.",
@@ -105,6 +105,13 @@ class _Run:
                 )
         self.output.mkdir(parents=True, exist_ok=True)
         write_atomic(mark, mine.encode())
+
+    def clear(self) -> None:
+        """Remove what a demo writes, and nothing else."""
+        for name in ("corpora", "caches", "connectors"):
+            shutil.rmtree(self.output / name, ignore_errors=True)
+        for name in ("report.html", "metrics.json"):
+            (self.output / name).unlink(missing_ok=True)
 
     @contextmanager
     def stage(self, name: str, detail: str) -> Iterator[None]:

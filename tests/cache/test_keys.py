@@ -8,20 +8,14 @@ from hypothesis import strategies as st
 
 
 def test_key_rules_as_documented():
-    assert keys.text_line_key("day/captions", 12) == "day/captions:000000012"
-    assert keys.file_key("dogs/a.b/rex.tar.png") == "dogs/a.b/rex.tar"
-    assert keys.file_key(".hidden") == ".hidden"
+    assert keys.line_key("day/captions", 12) == "day/captions:000000012"
+    assert keys.stem("dogs/a.b/rex.tar.png") == "dogs/a.b/rex.tar"
+    assert keys.stem("a.b/rex") == "a.b/rex"
+    assert keys.stem(".hidden") == ".hidden"
+    assert keys.stem("ends.") == "ends."
     assert keys.tar_key("shard-0", "000012") == "shard-0/000012"
     assert keys.caption_key("dogs/rex", 4) == "dogs/rex#4"
     assert keys.row_key(7) == "000000007"
-
-
-@pytest.mark.parametrize(
-    ("value", "key"),
-    [("a b", "a b"), (7, "7"), (7.0, "7"), (7.5, "7.5"), (None, "t:000000003"), ("", "t:000000003"), (0, "0")],
-)
-def test_a_table_key_is_its_column_else_the_line(value, key):
-    assert keys.table_key("t", 3, value) == key
 
 
 @pytest.mark.parametrize("bad", ["", "a\0b", "a\nb", "a\rb", "\ud800", "x" * 1025, "é" * 513])

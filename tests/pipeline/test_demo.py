@@ -63,3 +63,11 @@ def test_a_folder_with_something_else_or_another_world_is_refused(small: DemoRes
     with pytest.raises(cmcr.CmcrError, match="something else"):
         cmcr.demo(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_overwriting_a_demo_keeps_files_that_are_not_its_own(tmp_path: Path) -> None:
+    cmcr.demo(tmp_path, size="small", only_corpora=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    cmcr.demo(tmp_path, size="small", seed=1, only_corpora=True, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "demo.json").read_text())["seed"] == 1
