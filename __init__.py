@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .pipeline.evaluate import evaluate as evaluate
     from .pipeline.project import project as project
     from .pipeline.search import search as search
-    from .trainer.completion import complete as complete
+    from .trainer.completed_cache import complete as complete
     from .trainer.connector import Connector as Connector
     from .trainer.fit import fit as fit
     from .trainer.pairs import load_pairs as load_pairs
@@ -36,7 +36,7 @@ _HOMES = {
     "import_clip_retrieval": ".cache.importer",
     "join": ".cache.join",
     "verify": ".cache.verify",
-    "complete": ".trainer.completion",
+    "complete": ".trainer.completed_cache",
     "fit": ".trainer.fit",
     "load_pairs": ".trainer.pairs",
     "load_recipe": ".trainer.recipe",

@@ -21,7 +21,7 @@ import torch
 from cmcr.cache.bank import Bank
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.writer import ShardData, write_cache
-from cmcr.trainer.averaging import BANK_TILE, QUERY_TILE, complete_rows
+from cmcr.trainer.completion import BANK_TILE, QUERY_TILE, complete_rows
 
 BUDGET = 0.75
 REPEATS = 5

@@ -18,7 +18,7 @@ from .recipe import Recipe, load_recipe
 from .spaces import check_space, describe_space
 
 if TYPE_CHECKING:
-    from .completion import CompletionReport
+    from .completed_cache import CompletionReport
 
 Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -164,7 +164,7 @@ def _compact(places: Indices, cache: Cache) -> Indices | None:
 
 def _completed(recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
-    from .completion import completed_cache
+    from .completed_cache import completed_cache
     from .device import pick_device
 
     folder = None if recipe.fit.completions is None else recipe.path(recipe.fit.completions)

@@ -1,155 +1,105 @@
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from cmcr.cache.bank import Bank
-from cmcr.cache.errors import CacheError, FitError
-from cmcr.cache.reader import open_cache
-from cmcr.cache.verify import verify
-from cmcr.cache.writer import CacheWriter
-from cmcr.trainer.averaging import complete_rows
-from cmcr.trainer.completion import complete, completed_cache
-from cmcr.trainer.settings import CompletionSettings
+import torch
+from cmcr.cache.errors import FitError
+from cmcr.trainer import completion
+from cmcr.trainer.completion import complete_rows, readable_neighbours
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a cache but its run records."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "runs" not in path.relative_to(folder).parts
-    }
+class Matrix:
+    """A bank of plain rows."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.matrix = rows
+        self.dim = rows.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def blocks(self, size: int = 16384) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.matrix), size):
+            yield self.matrix[start : start + size]
 
 
-@pytest.fixture
-def caches(make_cache: Callable[..., object], unit: Callable[..., np.ndarray], tmp_path: Path) -> Path:
-    captions = [f"caption {i}" for i in range(230)]
-    make_cache("texts", unit(230, 12, 1), captions=captions, shard=100)
-    make_cache("images", unit(90, 12, 2), modality="image", keys=[f"i{i}" for i in range(90)])
-    make_cache("more", unit(31, 12, 3), modality="image", keys=[f"m{i}" for i in range(31)], dtype="float16")
-    return tmp_path
+def naive(queries: np.ndarray, bank: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
+    """The sum as the paper writes it, in float64; and exp of the entropy of its weights."""
+    scores = queries.astype(np.float64) @ bank.astype(np.float64).T / tau
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    logs = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
+    return weights @ bank, np.exp(-(weights * logs).sum(axis=1))
 
 
-def test_a_completed_cache_has_the_keys_captions_and_shards_of_its_query(caches: Path) -> None:
-    report = complete(caches / "texts", [caches / "images", caches / "more"], caches / "done", 0.05)
-    query, done = open_cache(caches / "texts"), open_cache(caches / "done")
-    assert (report.rows, report.shards, report.skipped, report.bank_rows) == (230, 3, 0, 121)
-    assert done.keys() == query.keys()
-    assert done.captions(range(230)) == query.captions(range(230))
-    assert [marker.ok for marker in done.shards] == [100, 100, 30]
-    bank = Bank([open_cache(caches / "images"), open_cache(caches / "more")])
-    expected = complete_rows(query.rows(np.arange(230)), bank, 0.05)
-    np.testing.assert_allclose(done.rows(np.arange(230), normalize=False), expected.vectors, atol=1e-6)
-    assert report.neighbours == pytest.approx(float(np.median(expected.neighbours)), rel=1e-3)
-    assert (done.manifest.kind, done.manifest.modality, done.dtype) == ("completed", "image", "float32")
-    assert verify(caches / "done").ok
-    assert report.line().startswith("each caption averages ")
-
-
-def test_completing_again_does_nothing_and_new_shards_alone_are_completed(
-    caches: Path, make_cache: Callable[..., object], unit: Callable[..., np.ndarray]
+@settings(max_examples=25, deadline=None)
+@given(
+    queries=st.integers(1, 40),
+    bank=st.integers(1, 90),
+    block=st.integers(1, 100),
+    tiles=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    tau=st.sampled_from([0.01, 0.1, 3.0]),
+    seed=st.integers(0, 50),
+)
+def test_the_stream_equals_the_dense_sum_at_any_block_and_tile(
+    unit: Callable[..., np.ndarray], queries: int, bank: int, block: int, tiles: tuple[int, int], tau: float, seed: int
 ) -> None:
-    whole = complete(caches / "texts", caches / "images", caches / "whole")
-    partial = caches / "partial"
-    shutil.copytree(caches / "texts", partial)
-    (partial / "shards" / "00002.json").unlink()  # as it was before its last shard came
-    first = complete(partial, caches / "images", caches / "done")
-    assert (first.shards, first.rows) == (2, 200)
-    shutil.copy(caches / "texts" / "shards" / "00002.json", partial / "shards")
-    second = complete(partial, caches / "images", caches / "done")
-    assert (second.shards, second.skipped, second.rows) == (1, 2, 230)
-    again = complete(partial, caches / "images", caches / "done")
-    assert (again.shards, again.skipped) == (0, 3)
-    keep = "shards/00000.g0.h5", "shards/00002.g0.h5", "cache.json"
-    assert {n: b for n, b in files(caches / "done").items() if n in keep} == {
-        n: b for n, b in files(whole.folder).items() if n in keep
-    }
+    q, x = unit(queries, 9, seed), unit(bank, 9, seed + 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(completion, "QUERY_TILE", tiles[0])
+        patch.setattr(completion, "BANK_TILE", tiles[1])
+        done = complete_rows(q, Matrix(x), tau, block)
+    vectors, neighbours = naive(q, x, tau)
+    np.testing.assert_allclose(done.vectors, vectors, atol=5e-6)
+    np.testing.assert_allclose(done.neighbours, neighbours, rtol=2e-4)
 
 
-def test_a_query_shard_with_other_content_is_refused(
-    caches: Path, make_cache: Callable[..., object], unit: Callable[..., np.ndarray]
-) -> None:
-    complete(caches / "texts", caches / "images", caches / "done")
-    shutil.rmtree(caches / "texts")
-    make_cache("texts", unit(230, 12, 9), shard=100)
-    with pytest.raises(CacheError, match="other content now"):
-        complete(caches / "texts", caches / "images", caches / "done")
+def test_completion_is_exact_to_float32_at_the_papers_temperature(unit: Callable[..., np.ndarray]) -> None:
+    q, x = unit(300, 64, 1), unit(5003, 64, 2)
+    done = complete_rows(q, Matrix(x), 0.01, block=777)
+    vectors, neighbours = naive(q, x, 0.01)
+    assert np.abs(done.vectors - vectors).max() < 2e-5
+    np.testing.assert_allclose(done.neighbours, neighbours, rtol=1e-3)
 
 
-def test_other_settings_or_another_bank_do_not_go_into_the_same_cache(caches: Path) -> None:
-    complete(caches / "texts", caches / "images", caches / "done")
-    with pytest.raises(CacheError, match="fingerprint"):
-        complete(caches / "texts", caches / "images", caches / "done", tau=0.02)
-    with pytest.raises(CacheError, match="fingerprint"):
-        complete(caches / "texts", caches / "more", caches / "done")
-    report = complete(caches / "texts", caches / "more", caches / "done", overwrite=True)
-    assert report.shards == 3
+def test_opposite_queries_neither_overflow_nor_vanish(unit: Callable[..., np.ndarray]) -> None:
+    x = unit(200, 16)
+    q = -x[:7]  # every score is low: all exponentials of t·X/tau alone would underflow
+    done = complete_rows(q, Matrix(np.tile(x[:1], (50, 1))), 1e-4)
+    np.testing.assert_allclose(done.vectors, np.tile(x[:1], (7, 1)), atol=1e-6)
+    np.testing.assert_allclose(done.neighbours, 50, rtol=1e-2)
 
 
-def test_a_bank_of_another_space_is_refused_naming_both(
-    caches: Path, make_cache: Callable[..., object], unit: Callable[..., np.ndarray]
-) -> None:
-    make_cache("alien", unit(10, 12), space="other", modality="audio")
-    with pytest.raises(FitError) as error:
-        complete(caches / "texts", caches / "alien", caches / "done")
-    assert "'one'" in str(error.value)
-    assert "'other'" in str(error.value)
-    assert not (caches / "done").exists()
+def test_neighbours_count_from_one_copy_to_the_whole_bank(unit: Callable[..., np.ndarray]) -> None:
+    x = unit(64, 32)
+    assert complete_rows(x[:1], Matrix(x), 1e-3).neighbours[0] == pytest.approx(1, abs=1e-3)
+    assert complete_rows(x[:1], Matrix(x), 1e6).neighbours[0] == pytest.approx(64, rel=1e-3)
 
 
-def test_a_completion_is_found_again_by_content_and_settings(caches: Path) -> None:
-    query, bank = open_cache(caches / "texts"), [open_cache(caches / "images")]
-    first, made = completed_cache(query, bank, CompletionSettings())
-    second, found = completed_cache(query, bank, CompletionSettings(seed=5))  # a seed that decides nothing
-    assert (made.shards, found.shards) == (3, 0)
-    assert first.path == second.path
-    assert first.path.parent == caches / "completions"
-    other, remade = completed_cache(query, bank, CompletionSettings(bank_rows=40, seed=5), caches / "elsewhere")
-    assert remade.shards == 3
-    assert remade.bank_rows == 40
-    assert other.path.parent == caches / "elsewhere"
+def test_reduced_precision_products_are_switched_off_and_on_again(unit: Callable[..., np.ndarray]) -> None:
+    q, x = unit(20, 32), unit(50, 32, 1)
+    before = torch.get_float32_matmul_precision()
+    expected = complete_rows(q, Matrix(x))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert np.array_equal(complete_rows(q, Matrix(x)).vectors, expected.vectors)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def test_kill_during_a_completion_leaves_the_bytes_of_an_undisturbed_one(caches: Path) -> None:
-    script = """
-import os, signal, sys
-from cmcr.cache import fsio
-from cmcr.trainer.completion import complete
-def hook(call, path):
-    if call == "replace" and path.name == "00001.json":
-        os.kill(os.getpid(), signal.SIGKILL)
-fsio.HOOKS.append(hook)
-complete(sys.argv[1], sys.argv[2], sys.argv[3], 0.05)
-"""
-    complete(caches / "texts", caches / "images", caches / "calm", 0.05)
-    arguments = [str(caches / "texts"), str(caches / "images"), str(caches / "torn")]
-    killed = subprocess.run([sys.executable, "-c", script, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert killed.returncode == -signal.SIGKILL
-    assert len(open_cache(caches / "torn").shards) == 1
-    complete(caches / "texts", caches / "images", caches / "torn", 0.05)
-    assert files(caches / "torn") == files(caches / "calm")
+def test_an_empty_bank_and_a_wrong_width_say_what_to_do(unit: Callable[..., np.ndarray]) -> None:
+    with pytest.raises(FitError, match="empty"):
+        complete_rows(unit(2, 4), Matrix(np.empty((0, 4), np.float32)))
+    with pytest.raises(FitError, match="5 dimensions"):
+        complete_rows(unit(2, 4), Matrix(unit(3, 5)))
 
 
-def test_a_planned_completion_is_resumed_shard_by_shard(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, done = CacheWriter.write_shard, []
-
-    def stop_after_one(self: CacheWriter, unit: object, *rest: object, **named: object) -> object:
-        if done:
-            raise KeyboardInterrupt
-        done.append(unit)
-        return write(self, unit, *rest, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(CacheWriter, "write_shard", stop_after_one)
-    with pytest.raises(KeyboardInterrupt):
-        complete(caches / "texts", caches / "images", caches / "done")
-    monkeypatch.setattr(CacheWriter, "write_shard", write)
-    report = complete(caches / "texts", caches / "images", caches / "done")
-    assert (report.shards, report.skipped) == (2, 1)
+def test_the_readable_line_names_what_is_averaged() -> None:
+    assert readable_neighbours(14.2, "text", "image").startswith("each caption averages 14 images (median);")
+    assert "1.3 sounds" in readable_neighbours(1.27, "text", "audio")
+    assert "12,345 bank rows" in readable_neighbours(12345, "other", "other")

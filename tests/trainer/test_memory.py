@@ -40,7 +40,7 @@ if task in ("make", "small"):
         make(folder / ("text-" + space), space, "text", rows, dim)
         make(folder / ("bank-" + space), space, modality, 64, dim)
 if task == "complete":
-    from cmcr.trainer.completion import complete
+    from cmcr.trainer.completed_cache import complete
     complete(folder / "text-a", folder / "bank-a", folder / "done")
     print(peak())
 if task == "small":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cmcr.cache.errors import FitError, JoinError
 from cmcr.cache.reader import open_cache
-from cmcr.trainer.averaging import complete_rows
+from cmcr.trainer.completion import complete_rows
 from cmcr.trainer.pairs import load_pairs, same_keys
 from cmcr.trainer.recipe import make_recipe
 
