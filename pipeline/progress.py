@@ -91,7 +91,7 @@ class RichProgress:
         if event.kind == "note":
             self._bar.console.print(event.text, markup=False, highlight=False)
             return
-        if event.kind == "start":
+        if event.kind == "start" and event.shards:
             self._bar.start()  # not earlier: an error before the first row must not leave an empty bar behind
             self._start = event
             self._task = self._bar.add_task(self._title, total=event.total, counts="", failures="")

@@ -46,16 +46,21 @@ def listed(names: Iterable[str]) -> str:
     return shown if len(every) <= LISTED else f"{shown} and {len(every) - LISTED:,} more"
 
 
+def shards(count: int, what: str = "") -> str:
+    """``1 new shard``, ``14 new shards``."""
+    return f"{count:,} {what}{' ' if what else ''}shard{'' if count == 1 else 's'}"
+
+
 def encode_lines(report: EncodeReport) -> list[str]:
     """What an encode run did, its failures by kind, and where to look."""
     lines = [
-        f"{report.rows:,} rows in {report.shards_now} new shards of {report.output}"
+        f"{report.rows:,} rows in {shards(report.shards_now, 'new')} of {report.output}"
         f" ({report.encoder}, {report.dim}-d, {report.rate:,.0f} items/s, {duration(report.seconds)})"
     ]
     if report.shards_now == 0:
         lines = [f"nothing to do: {report.output} is complete for these inputs ({report.encoder}, {report.dim}-d)"]
     if report.shards_before:
-        lines.append(f"{report.shards_before} shards were done before and were not encoded again")
+        lines.append(f"done before and not encoded again: {shards(report.shards_before)}")
     if report.failed:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.errors.items())
         lines.append(f"{report.failed:,} items failed ({kinds}); each is a line of {report.output}/errors")
@@ -70,7 +75,7 @@ def dry_run_lines(plan: DryRun) -> list[str]:
     """What an encode run would do."""
     time = "unknown" if plan.seconds is None else duration(plan.seconds)
     lines = [
-        f"plan for {plan.output}: {plan.shards_now} shards to encode, {plan.shards_before} done",
+        f"plan for {plan.output}: {shards(plan.shards_now)} to encode, {plan.shards_before:,} done",
         f"rows {plan.rows:,}" + (f" and {plan.uncounted} archives not counted yet" if plan.uncounted else ""),
         f"disk about {size(plan.disk_bytes)}, time about {time} ({plan.encoder}, {plan.dim}-d)",
         "nothing was written",
@@ -92,7 +97,7 @@ def _sources(changed: tuple[str, ...], vanished: tuple[str, ...]) -> list[str]:
 def completion_lines(report: CompletionReport) -> list[str]:
     """What a completion did, with the line that says how sharp it is."""
     before = f", {report.skipped} were done before" if report.skipped else ""
-    return [f"{report.rows:,} rows in {report.folder} ({report.shards} new shards{before})", report.line()]
+    return [f"{report.rows:,} rows in {report.folder} ({shards(report.shards, 'new')}{before})", report.line()]
 
 
 def fit_lines(result: FitResult) -> list[str]:
