@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..cache import fsio, runs
+from ..cache import runs
+from ..cache.derived import follow
 from ..cache.errors import CmcrError
-from ..cache.housekeeping import drop, remove_generation
 from ..cache.ledger import Failure
-from ..cache.manifest import CacheManifest, plan_bytes, plan_name
-from ..cache.marker import find_marker
-from ..cache.plan import Piece, Plan, Unit
+from ..cache.manifest import CacheManifest
+from ..cache.plan import Unit
 from ..cache.reader import Cache
 from ..cache.writer import CacheWriter, ShardData
 from ..trainer.connector import Connector
 from .shared import Vectors, as_cache, as_connector, connector_fingerprint
-
-if TYPE_CHECKING:
-    from ..cache.marker import DoneMarker
 
 _T = TypeVar("_T")
 
@@ -127,33 +122,25 @@ def project(
     head = loaded.space_of(parent.manifest)
     manifest = _manifest(loaded, parent, head, fingerprint, dtype)
     with CacheWriter.open(output, manifest, overwrite=overwrite) as writer:
-        wanted = _wanted(parent, fingerprint)
-        renewed, vanished = _renew(writer, wanted)
-        known = {unit.pieces[0].source for plan in writer.plans for unit in plan.units}
-        fresh = [piece for source, (piece, _) in wanted.items() if source not in known]
-        first = writer.next_shard()
-        units = [Unit(first + n, (piece,)) for n, piece in enumerate(fresh)]
-        writer.append_plan(units, max((piece.rows or 0 for piece in fresh), default=1) or 1)
-        todo = [unit for unit in writer.pending() if unit.pieces[0].source in wanted]
+        work = follow(writer, parent, fingerprint)
         run = _Run(loaded, head, parent, batch_size)
-        total, done = sum(unit.rows or 0 for unit in todo), 0
-        for unit in todo:
-            run.shard(writer, unit, wanted[unit.pieces[0].source][1])
-            done += unit.rows or 0
+        done = 0
+        for unit, shard in work.todo:
+            run.shard(writer, unit, shard.rows)
+            done += shard.marker.ok
             if progress is not None:
-                progress(done, total)
+                progress(done, work.rows)
         seconds = perf_counter() - started
         writer.log_run({"command": "project", "roots": _roots(parent), "rows": run.rows, "seconds": seconds})
-        kept = len(wanted) - len(todo)
     return ProjectReport(
         Path(output),
         head,
         loaded.dim,
-        len(todo),
+        len(work.todo),
         run.rows,
-        kept,
-        renewed,
-        vanished,
+        work.kept,
+        work.renewed,
+        work.vanished,
         run.failed,
         seconds,
         tuple(run.notes),
@@ -175,56 +162,6 @@ def _manifest(
         kind="projected",
         made_from={"connector": fingerprint, "space": head, "cache": parent.content_id()},
     )
-
-
-def _wanted(parent: Cache, fingerprint: str) -> dict[str, tuple[Piece, npt.NDArray[np.int64]]]:
-    """By name of the parent's shard, in order: the piece of the plan that projects it, and the rows that it holds."""
-    wanted = {}
-    start = 0
-    for marker in parent.shards:
-        source = f"{marker.shard:05d}"
-        rows = np.arange(start, start + marker.ok, dtype=np.int64)
-        wanted[source] = (Piece("shard", source, marker.ok, _identity(marker, fingerprint)), rows)
-        start += marker.ok
-    return wanted
-
-
-def _identity(marker: DoneMarker, fingerprint: str) -> str:
-    text = f"{marker.crc32} {marker.bytes} {marker.identity} {fingerprint}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _renew(writer: CacheWriter, wanted: dict[str, tuple[Piece, npt.NDArray[np.int64]]]) -> tuple[int, int]:
-    """Plan shards again whose input was rewritten (retried, repaired), take back those whose input is gone; count both.
-
-    A plan file is replaced whole; until their new generation is written the old rows stand, and the shards are pending.
-    """
-    renewed = vanished = 0
-    for number, plan in enumerate(writer.plans):
-        units: list[Unit] = []
-        for unit in plan.units:
-            piece = unit.pieces[0]
-            if piece.source not in wanted:
-                vanished += _take_back(writer, unit)
-            elif wanted[piece.source][0] != piece:
-                renewed += 1
-                unit = replace(unit, pieces=(wanted[piece.source][0],))
-            units.append(unit)
-        if tuple(units) != plan.units:
-            changed = Plan(plan.generation, plan.shard_size, tuple(units))
-            fsio.write_atomic(writer.path / plan_name(plan.generation), plan_bytes(changed))
-            writer.plans[number] = changed
-    return renewed, vanished
-
-
-def _take_back(writer: CacheWriter, unit: Unit) -> bool:
-    """Drop a shard whose input is gone, so that no search finds rows that the raw cache no longer has."""
-    found = find_marker(writer.path, unit.shard)
-    if found is None or found.state != "done":
-        return False
-    drop(writer.path, found)
-    remove_generation(writer.path, found)
-    return True
 
 
 def _roots(parent: Cache) -> dict[str, str]:

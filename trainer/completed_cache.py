@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from ..cache.bank import Bank
-from ..cache.errors import CacheError
-from ..cache.manifest import CacheManifest, units_of
-from ..cache.marker import DoneMarker
-from ..cache.plan import Piece, Unit
+from ..cache.derived import ParentShard, follow, lineage
+from ..cache.errors import RecipeError
+from ..cache.manifest import CacheManifest
 from ..cache.reader import Cache, open_cache
 from ..cache.writer import CacheWriter, ShardData
 from .completion import Completed, complete_rows, readable_neighbours
+from .device import pick_device
 from .settings import CompletionSettings
 from .spaces import check_space
 
@@ -48,6 +49,10 @@ class CompletionReport:
         Modalities.
     bank_rows : int
         Rows of the bank.
+    renewed : int
+        Of ``shards``, those made again because the query's shard was rewritten (retried, repaired).
+    vanished : int
+        Shards taken back because the query no longer has theirs.
     """
 
     folder: Path
@@ -58,6 +63,8 @@ class CompletionReport:
     query: str
     bank: str
     bank_rows: int
+    renewed: int = 0
+    vanished: int = 0
 
     def line(self) -> str:
         """The readable line."""
@@ -80,7 +87,8 @@ def complete(
 
     The output has the keys and captions of the query, shard for shard. Its vectors are the softmax-weighted sums
     themselves, float32 and not of unit length (readers normalise on reading). Run again, it goes on where it was
-    interrupted, and completes only the shards that the query has gained.
+    interrupted, and completes only the shards that the query has gained or that were rewritten in it; join by key,
+    because a shard that the query gained late stands at the end.
 
     Parameters
     ----------
@@ -97,52 +105,57 @@ def complete(
     overwrite : bool
         Make every shard again.
     progress : callable, optional
-        Gets (rows done, rows in all).
+        Gets (rows done, rows to do).
 
     Raises
     ------
+    RecipeError
+        A setting is not valid.
     FitError
-        Query and bank are of different spaces, or the bank is empty.
+        Query and bank are of different spaces.
+    DeviceError
+        The device is not there.
     CacheError
-        The output was made from another query, or with other settings.
+        The bank is empty, or the output was made by another encoder, from another bank, or with other settings.
     """
     query = _opened(query)
     several = [bank] if isinstance(bank, Cache | str | Path) else list(bank)
     caches = [_opened(one) for one in several]
     for cache in caches:
         check_space(query, cache)
-    settings = CompletionSettings(tau=tau, bank_rows=bank_rows, seed=seed)
+    settings = _settings(tau, bank_rows, seed)
+    device = str(pick_device(device))
     whole = Bank(caches, rows=bank_rows, seed=seed)
     manifest = _manifest(query, whole, settings)
     started = time.time()
     with CacheWriter.open(output, manifest, overwrite=overwrite) as writer:
-        _plan(writer, query, manifest.fingerprint)
-        pending = writer.pending()
-        markers = {marker.shard: (index, marker) for index, marker in enumerate(query.shards)}
-        total = sum(unit.rows or 0 for unit in pending)
+        work = follow(writer, query, manifest.fingerprint)
         done = 0
-        for unit in pending:
-            index, marker = markers[_parent(unit)]
-            data = _complete_shard(query, index, marker, whole, settings, device)
-            writer.write_shard(unit, data, expected=marker.ok)
-            done += marker.ok
+
+        def tell(rows: int) -> None:
+            nonlocal done
+            done += rows
             if progress is not None:
-                progress(done, total)
-        if pending:
-            writer.log_run(
-                {"command": "complete", "shards": len(pending), "rows": done, "start": started, "end": time.time()}
-            )
-        skipped = writer.next_shard() - len(pending)
+                progress(done, work.rows)
+
+        for unit, shard in work.todo:
+            data = _complete_shard(query, shard, whole, settings, device, tell)
+            writer.write_shard(unit, data, expected=shard.marker.ok)
+        if work.todo:
+            record = {"command": "complete", "shards": len(work.todo), "rows": done}
+            writer.log_run({**record, "start": started, "end": time.time()})
     result = open_cache(output)
     return CompletionReport(
         Path(output),
         len(result),
-        len(pending),
-        skipped,
+        len(work.todo),
+        work.kept,
         _median_neighbours(result),
         query.modality,
         caches[0].modality,
         len(whole),
+        work.renewed,
+        work.vanished,
     )
 
 
@@ -155,13 +168,14 @@ def completed_cache(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Cache, CompletionReport]:
-    """The completion of exactly this query content from exactly this bank content: reused where it was made before.
+    """The completion of a query from exactly this bank content: reused, and kept up to date as the query grows.
 
-    It lives in ``folder`` (``completions`` beside the query cache when not given), under the fingerprint of query, bank
-    and settings.
+    It lives in ``folder`` (``completions`` beside the query cache when not given), under the name of the query cache
+    and a digest of what does not change as the query grows: its lineage, the bank's content and the settings. Of
+    ``progress`` see :func:`complete`.
     """
     bank = Bank(list(banks), rows=settings.bank_rows, seed=settings.seed)
-    name = _digest(["completion", query.content_id(), bank.content_id(), settings.fingerprint_fields()])
+    name = _digest(["completion", lineage(query), bank.content_id(), settings.fingerprint_fields()])
     place = (query.path.parent / "completions" if folder is None else folder) / f"{query.path.name}-{name}"
     report = complete(
         query,
@@ -174,6 +188,25 @@ def completed_cache(
         progress=progress,
     )
     return open_cache(place), report
+
+
+def _settings(tau: float, bank_rows: int | None, seed: int) -> CompletionSettings:
+    """The settings, checked.
+
+    Raises
+    ------
+    RecipeError
+    """
+    try:
+        return CompletionSettings(tau=tau, bank_rows=bank_rows, seed=seed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}",
+            where=f"settings of the completion: {name}",
+            todo=f"give --{name.replace('_', '-')} another value",
+        ) from None
 
 
 def _opened(cache: Cache | str | Path) -> Cache:
@@ -209,47 +242,16 @@ def _manifest(query: Cache, bank: Bank, settings: CompletionSettings) -> CacheMa
     )
 
 
-def _identity(marker: DoneMarker, fingerprint: str) -> str:
-    """Identity of the input of one completed shard: the content of its parent, and how it is completed."""
-    return _digest([marker.crc32, marker.ok, fingerprint])
-
-
-def _parent(unit: Unit) -> int:
-    """Number of the query shard that a unit completes."""
-    return int(unit.pieces[0].source)
-
-
-def _plan(writer: CacheWriter, query: Cache, fingerprint: str) -> None:
-    """Plan the query shards that are not planned yet.
-
-    Raises
-    ------
-    CacheError
-        A planned shard has other content now, or is gone: the cache cannot stand for both.
-    """
-    now = {marker.shard: _identity(marker, fingerprint) for marker in query.shards}
-    planned = {_parent(unit): unit.pieces[0].identity for unit in units_of(writer.plans)}
-    changed = [shard for shard, identity in planned.items() if now.get(shard) != identity]
-    if changed:
-        raise CacheError(
-            f"{len(changed)} completed shards of the query have other content now, the first is {changed[0]}",
-            where=f"{query.path} and {writer.path}",
-            todo="choose another --output, or delete this completed cache",
-        )
-    new = [marker for marker in query.shards if marker.shard not in planned]
-    first = writer.next_shard()
-    units = [
-        Unit(first + i, (Piece("shard", str(marker.shard), marker.ok, now[marker.shard]),))
-        for i, marker in enumerate(new)
-    ]
-    writer.append_plan(units, max((marker.ok for marker in new), default=1))
-
-
 def _complete_shard(
-    query: Cache, index: int, marker: DoneMarker, bank: Bank, settings: CompletionSettings, device: str
+    query: Cache,
+    shard: ParentShard,
+    bank: Bank,
+    settings: CompletionSettings,
+    device: str,
+    tell: Callable[[int], None],
 ) -> ShardData:
     """The rows of one query shard, completed; no batch crosses a shard, so a resume makes the same bytes."""
-    start, stop = int(query.starts[index]), int(query.starts[index + 1])
+    start, stop = shard.start, shard.stop
     vectors = np.empty((stop - start, query.dim), np.float32)
     neighbours: list[float] = []
     for low in range(start, stop, _QUERY_ROWS):
@@ -257,11 +259,11 @@ def _complete_shard(
         done = complete_rows(query.read(low, high), bank, settings.tau, device=device)
         vectors[low - start : high - start] = done.vectors
         neighbours += [round(float(n), 3) for n in done.neighbours]
-    rows = np.arange(start, stop)
+        tell(high - low)
     return ShardData(
         keys=query.key_range(start, stop),
         vectors=vectors,
-        captions=query.captions(rows) if "caption" in marker.columns else None,
+        captions=query.captions(shard.rows) if "caption" in shard.marker.columns else None,
         meta=[{_NEIGHBOURS: n} for n in neighbours],
     )
 

@@ -1,6 +1,6 @@
 """Completion: what a query would look like in the modality of a memory bank of its own space.
 
-    x_i = Σ_k softmax_k(t_i·X_k / τ1) X_k        (Wang et al., arXiv 2305.14381: semantic consistency; docs/method.md 1)
+    x_i = Σ_k softmax_k(t_i·X_k / τ1) X_k        (Wang et al., arXiv 2305.14381; docs/method.md 1)
 
 Exact: every bank row takes part, scores are float32, and the bank streams through in blocks, so memory is O(block).
 """

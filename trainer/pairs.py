@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 _BLOCK = 1 << 13
 
 
@@ -98,7 +99,13 @@ class Pairs:
         return source.cache.keys(wanted if source.places is None else source.places[wanted])
 
 
-def load_pairs(recipe: Recipe | str | Path, *, complete: bool = True, say: Say | None = None) -> Pairs:
+def load_pairs(
+    recipe: Recipe | str | Path,
+    *,
+    complete: bool = True,
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Pairs:
     """Open, join and complete the caches of a recipe.
 
     Parameters
@@ -108,6 +115,8 @@ def load_pairs(recipe: Recipe | str | Path, *, complete: bool = True, say: Say |
         Make the completions, or reuse them where the same query, bank and settings were completed before.
     say : callable, optional
         Gets one line a step, for people.
+    progress : callable, optional
+        Gets (rows done, rows to do) while a completion is made; each space counts from its own beginning.
 
     Raises
     ------
@@ -131,7 +140,7 @@ def load_pairs(recipe: Recipe | str | Path, *, complete: bool = True, say: Say |
     reports: dict[str, CompletionReport] = {}
     for name, bank in banks.items():
         if complete and bank is not None:
-            completed[name], reports[name] = _completed(recipe, overlap[name], bank, say)
+            completed[name], reports[name] = _completed(recipe, overlap[name], bank, say, progress)
     return Pairs((first, second), overlap, completed, banks, joined.report, reports)
 
 
@@ -162,23 +171,38 @@ def _compact(places: Indices, cache: Cache) -> Indices | None:
     return None if whole else places
 
 
-def _completed(recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None) -> tuple[RowSource, CompletionReport]:
+def _completed(
+    recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None, progress: Progress | None
+) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
     from .completed_cache import completed_cache
     from .device import pick_device
 
     folder = None if recipe.fit.completions is None else recipe.path(recipe.fit.completions)
     device = str(pick_device(recipe.fit.device))
-    cache, report = completed_cache(overlap.cache, bank.caches, recipe.fit.completion(), folder, device=device)
+    cache, report = completed_cache(
+        overlap.cache, bank.caches, recipe.fit.completion(), folder, device=device, progress=progress
+    )
     if say is not None:
         say(report.line())
-    if not same_keys(overlap.cache, cache):
+    places = overlap.places if same_keys(overlap.cache, cache) else _by_key(overlap, cache)
+    return RowSource(cache, places, normalize=False), report
+
+
+def _by_key(overlap: RowSource, completed: Cache) -> Indices:
+    """Rows of a completed cache by the keys of the joined items: (N,). A shard that came late stands at its end."""
+    places = np.empty(len(overlap), np.int64)
+    for start in range(0, len(overlap), _BLOCK):
+        items = np.arange(start, min(start + _BLOCK, len(overlap)))
+        keys = overlap.cache.keys(items if overlap.places is None else overlap.places[items])
+        places[items] = completed.index_of(keys)
+    if len(overlap.cache) != len(completed) or (places < 0).any():
         raise CacheError(
             "a completed cache has other keys than its query",
-            where=str(cache.path),
+            where=str(completed.path),
             todo="delete that folder; the next fit makes it again",
         )
-    return RowSource(cache, overlap.places, normalize=False), report
+    return places
 
 
 def same_keys(one: Cache, other: Cache) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cmcr.cache.errors import FitError, JoinError
 from cmcr.cache.reader import open_cache
 from cmcr.trainer.completion import complete_rows
 from cmcr.trainer.pairs import load_pairs, same_keys
-from cmcr.trainer.recipe import make_recipe
+from cmcr.trainer.recipe import load_recipe, make_recipe
 
 
 def test_pairs_are_joined_by_key_whatever_the_order(
@@ -52,6 +53,35 @@ def test_a_second_load_reuses_the_completions(world: Path) -> None:
     assert [report.shards for report in second.completions.values()] == [0, 0]
     assert "600 keys matched" in said[0]
     assert sum("each caption averages" in line for line in said) == 2
+
+
+def test_a_shard_that_came_late_is_completed_last_and_still_found_by_key(world: Path) -> None:
+    whole = load_pairs(world / "recipe.toml")
+    shutil.rmtree(world / "completions")
+    late = world / "text-clip" / "shards" / "00001.json"
+    late.rename(world / "late.json")
+    part = load_pairs(load_recipe(world / "recipe.toml", ["fit.min_join=0.5"]))
+    assert part.completions["clip"].shards == 2
+    (world / "late.json").rename(late)
+    pairs = load_pairs(world / "recipe.toml")
+    assert pairs.completions["clip"].shards == 1
+    some = np.array([3, 599, 256, 300, 3])
+    for name in pairs.names:
+        want, got = whole.completed[name], pairs.completed[name]
+        assert want is not None
+        assert got is not None
+        np.testing.assert_array_equal(got.rows(some), want.rows(some))
+    got = pairs.completed["clip"]
+    assert got is not None
+    assert got.places is not None  # the second of its shards stands at the end
+
+
+def test_progress_shows_each_completion_while_it_is_made(world: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load_pairs(world / "recipe.toml", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(256, 600), (512, 600), (600, 600)] * 2
+    load_pairs(world / "recipe.toml", progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) == 6
 
 
 def test_too_few_shared_keys_and_the_same_space_twice_are_refused(
