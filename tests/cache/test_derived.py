@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cmcr.cache import fsio
 from cmcr.cache.derived import ParentShard, Work, compare, follow, lineage, parent_of, parent_shards, replanned
 from cmcr.cache.errors import CacheError
 from cmcr.cache.manifest import CacheManifest, rows_unit
@@ -131,6 +133,37 @@ def test_growth_rewriting_and_loss_each_cost_the_shards_that_they_touch(
     assert counts(open_cache(tmp_path / "parent")) == (0, 4, 0, 0)
     (tmp_path / "lost.json").rename(lost)
     assert counts(parent(5)) == (1, 4, 0, 0)
+
+
+@pytest.mark.parametrize("instant", range(0, 24, 3))
+def test_a_renewal_that_was_cut_off_ends_in_the_same_bytes(
+    tmp_path: Path,
+    parent: Callable[..., Cache],
+    tree: Callable[[Path], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    instant: int,
+) -> None:
+    class Cut(BaseException):
+        """Ends the run where a kill would."""
+
+    derive(tmp_path / "cut", parent(3))
+    shutil.copytree(tmp_path / "cut", tmp_path / "calm")
+    raw = parent(4, rewrite=1)
+    calls = 0
+
+    def count(call: str, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > instant:
+            raise Cut
+
+    monkeypatch.setattr(fsio, "HOOKS", [count])
+    with pytest.raises(Cut):
+        derive(tmp_path / "cut", raw)
+    monkeypatch.setattr(fsio, "HOOKS", [])
+    derive(tmp_path / "cut", raw)
+    derive(tmp_path / "calm", raw)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "calm")
 
 
 def test_a_lineage_stays_while_a_cache_grows_and_differs_where_it_began_otherwise(
