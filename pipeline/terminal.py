@@ -97,7 +97,8 @@ def _sources(changed: tuple[str, ...], vanished: tuple[str, ...]) -> list[str]:
 def completion_lines(report: CompletionReport) -> list[str]:
     """What a completion did, with the line that says how sharp it is."""
     before = f", {report.skipped} were done before" if report.skipped else ""
-    return [f"{report.rows:,} rows in {report.folder} ({shards(report.shards, 'new')}{before})", report.line()]
+    lines = [f"{report.rows:,} rows in {report.folder} ({shards(report.shards, 'new')}{before})", report.line()]
+    return lines + _follow(report.renewed, report.vanished)
 
 
 def fit_lines(result: FitResult) -> list[str]:
@@ -123,13 +124,16 @@ def project_lines(report: ProjectReport) -> list[str]:
     ]
     if report.kept:
         lines.append(f"{report.kept} shards were projected before and are still right")
-    if report.renewed:
-        lines.append(f"{report.renewed} shards were made again, since their input had changed")
-    if report.vanished:
-        lines.append(f"{report.vanished} shards were taken back, since their input is gone")
+    lines += _follow(report.renewed, report.vanished)
     if report.failed:
         lines.append(f"{report.failed:,} rows failed; each is a line of {report.output}/errors")
     return lines + list(report.notes)
+
+
+def _follow(renewed: int, vanished: int) -> list[str]:
+    """What a derived cache did to follow its input."""
+    lines = [f"made again, since their input had changed: {shards(renewed)}"] if renewed else []
+    return lines + ([f"taken back, since their input is gone: {shards(vanished)}"] if vanished else [])
 
 
 def cache_lines(cache: Cache) -> list[str]:
