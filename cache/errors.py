@@ -63,6 +63,10 @@ class MissingWeightsError(EncoderError):
     """The weights of an encoder are not on this machine."""
 
 
+class DeviceError(CmcrError):
+    """A device is not known, or not on this machine."""
+
+
 class RecipeError(CmcrError):
     """A recipe, setting or flag is not valid."""
 

@@ -16,6 +16,7 @@ from ..cache._version import __version__
 from ..cache.errors import CacheError, CmcrError
 from ..cache.reader import Cache
 from ..trainer.connector import Connector
+from ..trainer.device import resolve_device
 from ..trainer.metrics import RetrievalMetrics, chance, retrieval_metrics
 from ..trainer.ranking import Relevance
 from .relevance import relevance_of
@@ -173,7 +174,7 @@ def evaluate(
     if loaded is None:
         _check_one_space(left, right)
     relevant = relevance_of(left, right, pairs=chosen.pairs, label=chosen.label)
-    place = device or (str(loaded.device) if loaded is not None else "cpu")
+    place = str(loaded.device if loaded is not None else resolve_device(device or "cpu"))
     record = _record(protocol, loaded, views, chosen)
     report = _measure(matrix(views[0]), matrix(views[1]), relevant, chosen, record, place)
     if output is not None:

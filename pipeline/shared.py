@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..cache.errors import CacheError, CmcrError
+from ..cache.errors import CacheError
 from ..cache.reader import Cache, open_cache
 from ..trainer.connector import Connector
+from ..trainer.device import resolve_device
 
 if TYPE_CHECKING:
     from ..cache.manifest import CacheManifest
@@ -39,20 +39,7 @@ def connector_fingerprint(connector: Connector) -> str:
 def as_connector(connector: Connector | str | Path, device: str | None = None) -> Connector:
     """A connector, or the folder of one, on the device; None leaves it where it is."""
     loaded = connector if isinstance(connector, Connector) else Connector.load(connector)
-    return loaded if device is None else loaded.to(torch_device(device))
-
-
-def torch_device(name: str) -> str:
-    """A device name that torch knows; ``auto`` is a GPU where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        known = torch.device(name).type
-    except RuntimeError as error:
-        raise CmcrError(f"There is no device {name!r}.", todo="--device auto, cpu, cuda or cuda:1") from error
-    if known == "cuda" and not torch.cuda.is_available():
-        raise CmcrError(f"This machine has no GPU that torch can use, so {name!r} cannot be used.", todo="--device cpu")
-    return name
+    return loaded if device is None else loaded.to(resolve_device(device))
 
 
 def as_cache(cache: Cache | str | Path) -> Cache:

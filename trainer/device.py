@@ -1,4 +1,4 @@
-"""Where a fit computes, and how cached rows come there."""
+"""Which device computes, and how cached rows come there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cache.errors import FitError
+from ..cache.errors import DeviceError
 
 _LOAD_ROWS = 16384
 
@@ -27,23 +27,41 @@ class RowSource(Protocol):
         ...
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the first GPU that is there, else the CPU.
+def resolve_device(name: str) -> torch.device:
+    """The device of that name: the one place where a ``--device`` gets its meaning.
+
+    Parameters
+    ----------
+    name : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``: cuda where there is one, else mps, else the CPU.
 
     Raises
     ------
-    FitError
-        The device is not on this machine.
+    DeviceError
+        The device is not known or not on this machine; says what is there.
     """
+    here = _devices_here()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise FitError(f"there is no {device.type} device on this machine", where="fit.device", todo="use device cpu")
+        return torch.device(here[0])
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    todo = f"devices of this machine: auto, {', '.join(here)}"
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"there is no device called {name!r}", where="device", todo=todo)
+    if str(device) not in here and not (device.type in here and device.index in (None, 0)):
+        raise DeviceError(f"this machine has no device {name!r} that torch can use", where="device", todo=todo)
     return device
+
+
+pick_device = resolve_device
+
+
+def _devices_here() -> list[str]:
+    """Names of the devices, the best first; a second GPU is ``cuda:1``."""
+    gpus = ["cuda", *(f"cuda:{n}" for n in range(1, torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` becomes the best device that torch has here; other names pass as they are."""
-    if device != "auto":
-        return device
-    import torch
+def resolve_device(name: str) -> str:
+    """:func:`cmcr.trainer.device.resolve_device` as text; torch is imported only where it has to be asked."""
+    if name == "cpu":
+        return name
+    from ...trainer.device import resolve_device as resolved
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return str(resolved(name))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cmcr.cache.errors import CacheError, CmcrError
+from cmcr.cache.errors import CacheError, CmcrError, DeviceError
 from cmcr.cache.reader import Cache
 from cmcr.pipeline.evaluate import evaluate
 from cmcr.pipeline.project import project
@@ -211,3 +211,14 @@ def test_bad_questions_get_one_clear_line(make_connector: MakeConnector, make_ca
             evaluate(**{"connector": connector, "query": sounds, "gallery": images, **asked})
         assert message in str(caught.value), asked
         assert "\n" not in caught.value.what, asked
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_device_has_one_meaning_with_and_without_a_connector(
+    make_connector: MakeConnector, make_cache: MakeCache, joined: bool
+) -> None:
+    cache, connector = make_cache("one", 9), make_connector() if joined else None
+    report = evaluate(query=cache, gallery=cache, connector=connector, device="auto")
+    assert report.to_json() == evaluate(query=cache, gallery=cache, connector=connector, device="cpu").to_json()
+    with pytest.raises(DeviceError, match="no device called 'gpu'"):
+        evaluate(query=cache, gallery=cache, connector=connector, device="gpu")

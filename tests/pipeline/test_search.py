@@ -134,7 +134,7 @@ def test_odd_questions_get_one_clear_line(
         (CmcrError, "not both", {"text": "a", "query": gallery}),
         (CmcrError, "in the space 'clip', not in 'clap'", {"query": gallery, "space": "clap"}),
         (ConnectorError, "no space 'nope'", {"text": "a", "space": "nope"}),
-        (CmcrError, "no device 'abacus'", {"query": gallery, "device": "abacus"}),
+        (CmcrError, "no device called 'abacus'", {"query": gallery, "device": "abacus"}),
     ]
     for kind, message, asked in cases:
         with pytest.raises(kind) as caught:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...cache.errors import FitError
 from ..batches import Batches, Indices
-from ..device import DeviceRows, autocast, pick_device
+from ..device import DeviceRows, autocast, resolve_device
 from ..loop import train
 from ..losses import LossWeights, cmcr_loss
 from ..noise import perturb
@@ -46,7 +46,7 @@ class Cmcr:
             raise FitError(
                 f"{pairs.N} joined rows are too few to contrast", todo="give overlap caches that share more keys"
             )
-        device = pick_device(settings.device)
+        device = resolve_device(settings.device)
         heads = make_heads(pairs, settings)
         objective = CmcrObjective(pairs, settings, heads, device)
         train(objective, batches, settings, run)
