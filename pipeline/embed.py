@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache.errors import CmcrError, ConnectorError, EncoderError, ItemError
+from ..cache.plugins import named_errors
 from ..trainer.connector import DECLARED, Connector
 from .encoders.base import MODALITIES, Encoder, Item, Modality
 from .shared import as_connector
@@ -151,9 +152,7 @@ def encode_inputs(
     items = [_item(value, modality, n) for n, value in enumerate(inputs)]
     tower = load_tower(encoder, modality, device) if isinstance(encoder, str) else encoder
     _check_tower(tower, modality, space_id)
-    rows = [
-        tower.encode([_decode(tower, item) for item in items[at : at + BATCH]]) for at in range(0, len(items), BATCH)
-    ]
+    rows = [_encode(tower, items[at : at + BATCH]) for at in range(0, len(items), BATCH)]
     return np.concatenate([np.empty((0, tower.dim), np.float32), *rows])
 
 
@@ -190,9 +189,24 @@ def _item(value: Any, modality: Modality, number: int) -> Item:
     return Item(key=path.stem, data=data, name=path.name, source=str(path))
 
 
+def _encode(tower: Encoder, items: Sequence[Item]) -> Vectors:
+    """Items to rows (B, D) float32."""
+    decoded = [_decode(tower, item) for item in items]
+    with named_errors(EncoderError, "encoding the query", tower.name):
+        rows = np.asarray(tower.encode(decoded), np.float32)
+    if rows.shape != (len(items), tower.dim):
+        raise EncoderError(
+            f"The encoder gave vectors of the shape {rows.shape} for {len(items)} inputs.",
+            where=tower.name,
+            todo=f"encode returns ({len(items)}, {tower.dim}) here",
+        )
+    return rows
+
+
 def _decode(tower: Encoder, item: Item) -> Any:
     try:
-        return tower.decode(item)
+        with named_errors(EncoderError, "decoding the query", tower.name):
+            return tower.decode(item)
     except ItemError as error:
         raise ItemError(
             f"The {tower.modality} query cannot be decoded: {error.what}",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from ...cache.errors import EncoderError
+from ...cache.plugins import is_file_name, named_errors
 from .base import MODALITIES, Encoder, Family, Modality
 from .devices import resolve_device
-from .plugins import installed_families, is_file_name, load_family, load_from_file
+from .plugins import installed_families, load_family, load_from_file
 
 # The encoders of the paper (C-MCR, arXiv 2305.14381), with the checkpoints that its authors' repository names.
 SHORT_NAMES = {
@@ -95,6 +97,8 @@ def load_encoder(
         If the name is unknown, the family is not installed, or the encoder has no such tower.
     MissingWeightsError
         If the weights are not on this machine and cannot be had.
+    DeviceError
+        If the device is not known or not on this machine.
     """
     if precision not in PRECISIONS:
         raise EncoderError(f"no precision is called {precision!r}", todo=f"one of: {', '.join(PRECISIONS)}")
@@ -106,9 +110,11 @@ def load_encoder(
         modality = modality or "text"
         full = expand(name or DEFAULTS[modality])
         family, model, weights = split_name(full)
-        encoder = _family(family, full).load(
-            model, weights, modality=modality, device=resolve_device(device), precision=precision, **options
-        )
+        load = _family(family, full).load
+        with nullcontext() if family in _BUILT_IN else named_errors(EncoderError, f"loading {full}", full):
+            encoder = load(
+                model, weights, modality=modality, device=resolve_device(device), precision=precision, **options
+            )
     if modality is not None and encoder.modality != modality:
         raise EncoderError(
             f"{encoder.name} encodes {encoder.modality}, not {modality}",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cmcr.cache.errors import CmcrError, EncoderError
+from cmcr.cache.errors import CmcrError, ConnectorError, DeviceError, EncoderError
 from cmcr.pipeline.embed import embed, encode_inputs, load_tower
 from cmcr.trainer.connector import Connector
 
@@ -75,6 +75,44 @@ def test_the_encoders_own_space_decides_the_head(make_connector: MakeConnector, 
         encoder = toy_encoder("text", space)
         expected = connector.project(encoder.encode([b"hello"]), space)
         np.testing.assert_allclose(embed(connector, text="hello", encoder=encoder), expected, atol=1e-6)
+
+
+def test_a_recorded_file_that_is_not_here_is_asked_for_by_flag(
+    make_connector: MakeConnector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = make_connector(encoders={"clap": {"text": "letters.py:Letters"}})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EncoderError, match=r"there is no file letters\.py(.|\n)*--encoder PATH/letters\.py:Letters"):
+        embed(connector, text="abc", space="clap")
+    (tmp_path / "letters.py").write_text(TOY_FILE, encoding="utf-8")
+    assert embed(connector, text="abc", space="clap").shape == (1, 6)
+
+
+def test_a_space_without_an_encoder_asks_for_one(make_connector: MakeConnector) -> None:
+    with pytest.raises(ConnectorError, match=r"records no audio encoder(.|\n)*--encoder"):
+        embed(make_connector(encoders={"clap": {"text": "sandbox:clap"}}), audio="x.wav")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("return item.data", "return item.data[99]"), "decoding the query raised IndexError"),
+        (("rows = np.array", "rows = np.arrey"), "encoding the query raised AttributeError"),
+        (("rows / np", "rows[:, :3] / np"), r"vectors of the shape \(1, 3\) for 1 inputs"),
+    ],
+)
+def test_what_an_encoder_of_ones_own_raises_is_named(
+    make_connector: MakeConnector, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    (tmp_path / "letters.py").write_text(TOY_FILE.replace(*change), encoding="utf-8")
+    with pytest.raises(EncoderError, match=message) as caught:
+        embed(make_connector(), text="abc", encoder=f"{tmp_path}/letters.py:Letters")
+    assert str(caught.value.where).startswith("letters.py:Letters")
+
+
+def test_a_device_that_is_none_is_named(make_connector: MakeConnector) -> None:
+    with pytest.raises(DeviceError, match="no device called 'gpu'"):
+        embed(make_connector(), text="abc", encoder="sandbox:clap", device="gpu")
 
 
 def test_bad_inputs_name_the_input(make_connector: MakeConnector, toy_encoder: Any, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_texts_become_rows_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert (report.rows, report.failed, report.shards_now, len(cache)) == (103, 0, 6, 103)
     assert cache.keys([0, 102]) == ["day:000000001", "day:000000103"]
     assert cache.captions(np.arange(103)) == texts
-    assert cache.manifest.encoder == f"{FILE}:OtherTable"
+    assert cache.manifest.encoder == f"{FILE.name}:OtherTable"
     assert verify(tmp_path / "cache").ok
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cmcr.cache.errors import EncoderError, MissingWeightsError
+from cmcr.cache.errors import DeviceError, EncoderError, MissingWeightsError
 from cmcr.pipeline.encoders import plugins, registry
 from cmcr.pipeline.encoders.base import Encoder, Item, Space
 from cmcr.pipeline.encoders.registry import default_encoder, families, load_encoder, split_name
@@ -121,7 +121,7 @@ def test_a_class_in_a_file_is_an_encoder(my_file: Path) -> None:
     encoder = load_encoder(f"{my_file}:MyEncoder", modality="audio")
     assert isinstance(encoder, Encoder)
     assert encoder.modality == "audio"
-    assert encoder.name == f"{my_file}:MyEncoder"
+    assert encoder.name == "my.py:MyEncoder"  # no folder: the name is recorded in caches and connectors
     rows = encoder.encode([encoder.decode(Item("k", "abc"))])
     assert np.allclose(rows, [[3, 1, 0] / np.sqrt(10)])
 
@@ -141,8 +141,8 @@ def test_the_source_of_a_class_is_in_its_fingerprint(my_file: Path) -> None:
     [
         ("my.py:Missing", "has no Missing"),
         ("my.py:Lacking", "lacks modality, space, dim, fingerprint, decode, encode"),
-        ("my.py:Raising", "raised OSError: no such model"),
-        ("other.py:MyEncoder", "there is no file"),
+        ("my.py:Raising", r"my\.py:Raising raised OSError: no such model\n.*my\.py, line 28"),
+        ("other.py:MyEncoder", r"there is no file(.|\n)*--encoder PATH/other\.py:MyEncoder"),
     ],
 )
 def test_a_class_that_is_no_encoder_is_told_why(my_file: Path, suffix: str, match: str) -> None:
@@ -162,6 +162,8 @@ class _Family:
     def load(
         self, model: str, weights: str | None, *, modality: Any, device: str, precision: str, **options: Any
     ) -> Any:
+        if model == "raising":
+            raise ValueError("no such model")
         space = Space(f"{model}/{weights}", "theirs")
         members: dict[str, Any] = {"name": f"theirs:{model}/{weights}", "modality": modality, "space": space, "dim": 2}
         methods = {"fingerprint": lambda self: "f", "decode": lambda self, item: 0, "encode": lambda self, batch: batch}
@@ -192,6 +194,19 @@ def test_a_family_of_an_installed_package_is_found_by_its_entry_point() -> None:
     assert encoder.space.id == "big/v1"
     assert encoder.options == {"crop": 7}
     assert "theirs" in families()
+
+
+@pytest.mark.parametrize("name", ["sandbox:clip", "FILE:MyEncoder", "FILE:fixed"])
+def test_a_device_that_is_none_is_refused_before_the_encoder_is_made(my_file: Path, name: str) -> None:
+    my_file.write_text(SOURCE + "\nfixed = MyEncoder()\n")
+    with pytest.raises(DeviceError, match="no device called 'gpu'"):
+        load_encoder(name.replace("FILE", str(my_file)), modality="text", device="gpu")
+
+
+@pytest.mark.usefixtures("entry_point")
+def test_what_a_package_raises_on_loading_is_named() -> None:
+    with pytest.raises(EncoderError, match=r"loading theirs:raising raised ValueError: no such model"):
+        load_encoder("theirs:raising", modality="text")
 
 
 @pytest.mark.usefixtures("entry_point")

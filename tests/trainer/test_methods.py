@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cmcr.cache.errors import FitError, RecipeError
+from cmcr.cache.errors import FitError, JoinError, RecipeError
 from cmcr.trainer.connector import Connector
 from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.methods import get_method, method_names
+from cmcr.trainer.methods.base import wants_completion
 from cmcr.trainer.metrics import both_directions
 from cmcr.trainer.ranking import Relevance
 
@@ -290,15 +291,111 @@ def test_a_method_from_a_file(tmp_path: Path) -> None:
     file.write_text(PLUGIN)
     rows = np.random.default_rng(6).standard_normal((5, 3))
     assert connect(pairs_of(rows, rows), f"{file}:Mine").dim == 3
-    with pytest.raises(RecipeError, match="has no 'Other'; its classes: Mine, NotOne"):
+    with pytest.raises(RecipeError, match=r"has no Other\n(.*\n)*.*it has: Mine, NotOne"):
         get_method(f"{file}:Other")
     with pytest.raises(RecipeError, match="is not a method"):
         get_method(f"{file}:NotOne")
     with pytest.raises(RecipeError, match="there is no file"):
         get_method(f"{tmp_path}/none.py:Mine")
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
-    with pytest.raises(RecipeError, match="failed while it was imported: ModuleNotFoundError"):
+    with pytest.raises(RecipeError, match=r"broken\.py raised ModuleNotFoundError"):
         get_method(f"{tmp_path}/broken.py:Mine")
+
+
+POSTPONED = """
+from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import ClassVar
+from cmcr.trainer.projectors import identity
+
+@dataclass
+class Mine:
+    strength: float = 1.0
+    seen: list[int] = field(default_factory=list)
+    name: ClassVar[str] = "mine"
+    needs_completion: ClassVar[bool] = True
+    def fit(self, pairs, settings, run):
+        return {name: identity(pairs.overlap[name].dim) for name in pairs.names}
+"""
+
+
+def test_a_dataclass_with_postponed_annotations_is_a_method(tmp_path: Path) -> None:
+    file = tmp_path / "my.py"
+    file.write_text(POSTPONED)
+    method: Any = get_method(f"{file}:Mine")
+    assert method.inner.seen == []
+    assert wants_completion(method)
+    assert not wants_completion(get_method("identity"))
+    before = method.source_hash
+    file.write_text(POSTPONED.replace("1.0", "2.0"))
+    changed: Any = get_method(f"{file}:Mine")
+    assert changed.source_hash != before
+    assert changed.inner.strength == 2.0
+
+
+WRONG = """
+from cmcr.trainer.projectors import identity
+from cmcr.cache.errors import JoinError
+
+class Base:
+    name = "wrong"
+    def fit(self, pairs, settings, run):
+        return self.made(pairs, identity(pairs.overlap["one"].dim))
+
+class Unmade(Base):
+    def __init__(self):
+        self.table = {}["key"]
+
+class Raises(Base):
+    def made(self, pairs, head):
+        return 1 / 0
+
+class Ours(Base):
+    def made(self, pairs, head):
+        raise JoinError("nothing in common")
+
+class Nothing(Base):
+    def made(self, pairs, head):
+        pass
+
+class OneOnly(Base):
+    def made(self, pairs, head):
+        return {"one": head}
+
+class NoHead(Base):
+    def made(self, pairs, head):
+        return {"one": head, "two": 3}
+
+class Narrow(Base):
+    def made(self, pairs, head):
+        return {"one": head, "two": identity(2)}
+
+class Third(Base):
+    def made(self, pairs, head):
+        return {"one": head, "two": head, "three": head}
+"""
+
+
+@pytest.mark.parametrize(
+    ("attribute", "kind", "message"),
+    [
+        ("Unmade", FitError, r"making the method .*my\.py:Unmade raised KeyError: 'key'\n.*my\.py, line 12"),
+        ("Raises", FitError, r"the method .*my\.py:Raises raised ZeroDivisionError.*\n.*my\.py, line 16"),
+        ("Ours", JoinError, "^nothing in common"),
+        ("Nothing", FitError, "returned NoneType"),
+        ("OneOnly", FitError, "no head for the space 'two'; it made: one"),
+        ("NoHead", FitError, "made int for the space 'two'"),
+        ("Narrow", FitError, "head for 2 dimensions for the space 'two', which has 3"),
+        ("Third", FitError, "a head for 'three'"),
+    ],
+)
+def test_what_a_method_of_ones_own_does_wrong_is_named(
+    tmp_path: Path, attribute: str, kind: type[Exception], message: str
+) -> None:
+    (tmp_path / "my.py").write_text(WRONG)
+    rows = np.random.default_rng(6).standard_normal((5, 3))
+    with pytest.raises(kind, match=message):
+        connect(pairs_of(rows, rows), f"{tmp_path}/my.py:{attribute}")
 
 
 def test_a_method_of_another_package_is_found_by_its_entry_point(
@@ -312,5 +409,5 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "mine" in method_names()
     assert get_method("mine").name == "mine"
-    with pytest.raises(RecipeError, match=r"'lost'.*cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"loading the method 'lost' raised ModuleNotFoundError"):
         get_method("lost")

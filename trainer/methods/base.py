@@ -48,13 +48,22 @@ class FitRun(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to make a connector from cached vectors. Any object with these members is a method."""
+    """A way to make a connector from cached vectors. Any object with these members is a method.
+
+    One member more is optional: ``needs_completion = True`` asks for the completion of each overlap from its bank
+    before ``fit``, which fills ``pairs.completed``. Without it nothing is completed.
+    """
 
     name: str
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """One head for each of the two space names of ``pairs``, all into one shared space."""
         ...
+
+
+def wants_completion(method: Method) -> bool:
+    """Whether a method asks for completed rows."""
+    return bool(getattr(method, "needs_completion", False))
 
 
 class Options(BaseModel):

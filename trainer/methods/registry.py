@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...cache.errors import RecipeError
+from ...cache.errors import FitError, RecipeError
+from ...cache.plugins import is_file_name, load_from_file, named_errors
+from ..projectors import Projector
 from . import BUILT_IN
-from .base import Method
+from .base import FitRun, Method, wants_completion
+
+if TYPE_CHECKING:
+    from ..pairs import Pairs
+    from ..settings import FitSettings
 
 GROUP = "cmcr.methods"
 
@@ -31,8 +36,9 @@ def get_method(name: str) -> Method:
     if name in BUILT_IN:
         module, attribute = BUILT_IN[name]
         return _made(getattr(importlib.import_module(f".{module}", __package__), attribute), name)
-    if ".py:" in name:
-        return _made(_from_file(name), name)
+    if is_file_name(name):
+        found = load_from_file(name, RecipeError, flag="--method")
+        return _foreign(found.value, name, str(found.path), found.source_hash)
     plugin = _plugins().get(name)
     if plugin is None:
         known = method_names()
@@ -42,39 +48,68 @@ def get_method(name: str) -> Method:
             where="fit.method",
             todo=f"known methods: {', '.join(known)}; or my.py:MyMethod",
         )
-    try:
+    with named_errors(RecipeError, f"loading the method {name!r}", plugin.value):
         loaded = plugin.load()
-    except Exception as error:  # another package's code: anything can happen on import
-        raise RecipeError(
-            f"the method {name!r} ({plugin.value}) cannot be loaded: {error}", where="fit.method"
-        ) from error
-    return _made(loaded, name)
+    return _foreign(loaded, name, plugin.value)
 
 
-def _from_file(name: str) -> Any:
-    """The object that ``path/to/my.py:MyMethod`` names."""
-    file, _, attribute = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise RecipeError(
-            f"there is no file {file}", where=f"fit.method = {name!r}", todo="give the path of an existing file"
-        )
-    spec = importlib.util.spec_from_file_location(f"cmcr_method_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(f"{file} cannot be read as Python", where=f"fit.method = {name!r}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code: anything can happen on import
-        raise RecipeError(
-            f"{file} failed while it was imported: {type(error).__name__}: {error}", where=str(path)
-        ) from error
-    if not hasattr(module, attribute):
-        names = ", ".join(n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__)
-        raise RecipeError(
-            f"{file} has no {attribute!r}; its classes: {names or 'none'}", where=f"fit.method = {name!r}"
-        )
-    return getattr(module, attribute)
+class ForeignMethod:
+    """A method of somebody else: the same method, with its errors named and what it returns checked.
+
+    Parameters
+    ----------
+    inner : Method
+    title : str
+        How it was asked for.
+    where : str
+        File or module that holds it.
+    source_hash : str, optional
+        Of the file; decides with the settings whether an interrupted fit may be continued.
+    """
+
+    def __init__(self, inner: Method, title: str, where: str, source_hash: str | None = None) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.needs_completion = wants_completion(inner)
+        self.source_hash = source_hash
+        self._title = title
+        self._where = where
+
+    def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
+        """The heads that the method makes; a FitError where it raises, or where they do not fit the spaces."""
+        with named_errors(FitError, f"the method {self._title}", self._where):
+            heads = self.inner.fit(pairs, settings, run)
+        problem = _problem(heads, pairs)
+        if problem:
+            raise FitError(
+                f"the method {self._title} {problem}",
+                where=self._where,
+                todo="fit returns one Projector for each name in pairs.names; docs/recipes.md has a whole example",
+            )
+        return dict(heads)
+
+
+def _problem(heads: Any, pairs: Pairs) -> str | None:
+    """What is wrong with the heads of a method, in words, or None."""
+    if not isinstance(heads, Mapping):
+        return f"returned {type(heads).__name__}, not a mapping of space names to heads"
+    for name in pairs.names:
+        if name not in heads:
+            return f"made no head for the space {name!r}; it made: {', '.join(map(str, heads)) or 'none'}"
+        if not isinstance(heads[name], Projector):
+            return f"made {type(heads[name]).__name__} for the space {name!r}, not a Projector"
+        taken, dim = heads[name].spec.dim_in, pairs.overlap[name].dim
+        if taken != dim:
+            return f"made a head for {taken} dimensions for the space {name!r}, which has {dim}"
+    extra = [str(name) for name in heads if name not in pairs.names]
+    return f"made a head for {extra[0]!r}, which is no space of this fit" if extra else None
+
+
+def _foreign(found: Any, name: str, where: str, source_hash: str | None = None) -> Method:
+    """A method from a class of somebody else, or from the object itself where it is one already."""
+    with named_errors(FitError, f"making the method {name}", where):
+        made = found() if inspect.isclass(found) else found
+    return ForeignMethod(_made(made, name), name, where, source_hash)
 
 
 def _made(found: Any, name: str) -> Method:
@@ -84,6 +119,6 @@ def _made(found: Any, name: str) -> Method:
         raise RecipeError(
             f"{name!r} is not a method: it needs a name and fit(pairs, settings, run) -> {{space: Projector}}",
             where="fit.method",
-            todo="see cmcr.trainer.methods.base.Method",
+            todo="docs/recipes.md has a whole example",
         )
     return method
