@@ -46,11 +46,13 @@ class Connector:
     """
 
     def __init__(self, heads: Mapping[str, Projector], info: ConnectorInfo) -> None:
-        if not heads or set(heads) != set(info.spaces):
-            raise ConnectorError(
-                "a connector needs a description of each head; "
-                f"heads: {_listed(heads)}; described: {_listed(info.spaces)}"
-            )
+        without = sorted(set(info.spaces) - set(heads))
+        unknown = sorted(set(heads) - set(info.spaces))
+        if not heads or without:
+            name = f" for the space {without[0]!r}" if without else ""
+            raise ConnectorError(f"a connector needs a head{name}; heads: {_listed(heads)}")
+        if unknown:
+            raise ConnectorError(f"the head {unknown[0]!r} has no description; described: {_listed(info.spaces)}")
         dims = {name: head.spec.dim_out for name, head in heads.items()}
         if len(set(dims.values())) > 1:
             raise ConnectorError(

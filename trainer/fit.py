@@ -18,16 +18,20 @@ from ..cache._version import __version__
 from ..cache.errors import RecipeError
 from ..cache.fsio import host_name, write_atomic
 from ..cache.manifest import CacheManifest
+from ..cache.plugins import recorded_name
 from .artefacts import model_card, write_curve, write_events
 from .connector import Connector
 from .connector_info import ConnectorInfo, SpaceInfo
 from .methods import get_method
+from .methods.base import Method, wants_completion
 from .pairs import Pairs, load_pairs
-from .recipe import Recipe, load_recipe, make_recipe
+from .recipe import Recipe, check_evals, load_recipe, make_recipe
 from .run_folder import EVENTS, METRICS, Progress, RunFolder
+from .settings import DECIDES_NOTHING
 
 CARD, CURVE = "README.md", "curve.png"
 NOT_STATED = "not stated"
+_NO_ENCODER = "imported"  # what an import records where nobody says which encoder made the vectors
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class FitResult:
         The last line of the metrics; empty for a method that logs none.
     seconds : float
         Time of the fit itself.
+    recipe : Recipe
+        What was fitted, every override in it.
     """
 
     connector: Connector
@@ -51,6 +57,7 @@ class FitResult:
     pairs: Pairs
     metrics: Mapping[str, Any]
     seconds: float
+    recipe: Recipe
 
 
 def fit(
@@ -97,20 +104,22 @@ def fit(
         raise RecipeError("no folder for the connector is named", where="fit.output", todo="give output, or --output")
     method = get_method(plan.method)
     RunFolder.check(folder, plan.resolved(folder), overwrite=overwrite)  # before the hours of a completion
-    pairs = load_pairs(plan, complete=bool(getattr(method, "needs_completion", False)), say=say)
-    run = RunFolder.open(folder, plan.resolved(folder), _identity(plan, pairs), overwrite=overwrite, progress=progress)
+    check_evals(plan)
+    pairs = load_pairs(plan, complete=wants_completion(method), say=say)
+    identity = _identity(_settings(plan, method), pairs)
+    run = RunFolder.open(folder, plan.resolved(folder), identity, overwrite=overwrite, progress=progress)
     started = time.time()
     try:
         heads = method.fit(pairs, plan.fit, run)
     finally:
         run.close()
-    connector = Connector(heads, _info(plan, pairs))
+    connector = Connector(heads, _info(_settings(plan, method), pairs))
     metrics = _write_artefacts(folder, connector)
     ended = time.time()
     _log_run(folder, {"start": started, "end": ended, "resumed_at": run.resumed_at, "threads": torch.get_num_threads()})
     connector.save(folder)
     run.finished()
-    return FitResult(connector, folder, pairs, metrics, ended - started)
+    return FitResult(connector, folder, pairs, metrics, ended - started, plan)
 
 
 def _as_recipe(
@@ -140,14 +149,17 @@ def _as_text(value: Any) -> Any:
     return [os.fspath(one) for one in value]
 
 
-def _identity(recipe: Recipe, pairs: Pairs) -> str:
+def _settings(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """The settings that decide a fit, without places; a method from a file by its name and the hash of the file."""
+    record = recipe.fit.model_dump(mode="json", exclude=set(DECIDES_NOTHING), exclude_none=True)
+    record["method"] = recorded_name(recipe.fit.method)
+    source = getattr(method, "source_hash", None)
+    return record if source is None else {**record, "method_source": source}
+
+
+def _identity(settings: Mapping[str, Any], pairs: Pairs) -> str:
     """Digest of everything that decides a fit: settings, the content of the caches, this version of the package."""
-    places = {"output", "completions", "memory_budget"}
-    record = {
-        "version": __version__,
-        "fit": recipe.fit.model_dump(mode="json", exclude=places),
-        "made_from": _contents(pairs),
-    }
+    record = {"version": __version__, "fit": settings, "made_from": _contents(pairs)}
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -159,15 +171,12 @@ def _contents(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _info(recipe: Recipe, pairs: Pairs) -> ConnectorInfo:
+def _info(settings: Mapping[str, Any], pairs: Pairs) -> ConnectorInfo:
     """The description that travels with the connector: no paths, no times."""
-    fit_fields = recipe.fit.model_dump(
-        mode="json", exclude={"output", "completions", "memory_budget"}, exclude_none=True
-    )
     spaces = {name: _space_info(_manifests(pairs, name)) for name in pairs.names}
     made_from: dict[str, Any] = {
         "caches": _contents(pairs),
-        "settings": fit_fields,
+        "settings": dict(settings),
         "rows": pairs.N,
         "join": {
             "matched": pairs.report.matched,
@@ -180,7 +189,7 @@ def _info(recipe: Recipe, pairs: Pairs) -> ConnectorInfo:
     encoders = {encoder for space in spaces.values() for encoder in space.encoders.values()}
     return ConnectorInfo(
         spaces=spaces,
-        method=recipe.fit.method.rpartition("/")[2],
+        method=settings["method"],
         made_from=made_from,
         versions={"cmcr": __version__, "numpy": np.__version__, "torch": torch.__version__},
         licences=dict.fromkeys(sorted(encoders), NOT_STATED),
@@ -200,7 +209,7 @@ def _space_info(manifests: list[CacheManifest]) -> SpaceInfo:
     return SpaceInfo(
         id=manifests[0].space_id,
         modalities=modalities,
-        encoders={modality: first[modality].encoder for modality in modalities},
+        encoders={name: first[name].encoder for name in modalities if first[name].encoder != _NO_ENCODER},
         fingerprints={modality: first[modality].fingerprint for modality in modalities},
     )
 

@@ -171,7 +171,7 @@ class Half(Projector):
 
 
 class Mlp(Projector):
-    """``Linear BN ReLU Linear BN``, the projector of the CLAP-CLIP connector (arXiv 2305.14381, section 4.1)."""
+    """``Linear BN ReLU Linear BN``, the projector of CLAP-CLIP (arXiv 2305.14381), with the paper's defaults."""
 
     def __init__(self, spec: ProjectorSpec) -> None:
         super().__init__(spec)

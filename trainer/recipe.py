@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from ..cache.errors import RecipeError
-from .settings import FitSettings
+from ..cache.errors import CacheError, RecipeError
+from ..cache.manifest import read_manifest
+from .settings import PLACES, FitSettings
 from .toml_text import to_toml
 
 if sys.version_info >= (3, 11):
@@ -74,6 +75,15 @@ class Recipe(BaseModel):
             )
         return value
 
+    @field_validator("eval")
+    @classmethod
+    def _one_name_each(cls, value: tuple[EvalRecipe, ...]) -> tuple[EvalRecipe, ...]:
+        names = [one.name for one in value]
+        twice = [name for n, name in enumerate(names) if name in names[:n]]
+        if twice:
+            raise ValueError(f"two evaluations are called {twice[0]!r}")
+        return value
+
     @classmethod
     def from_flags(cls, spaces: Sequence[str], overrides: Sequence[str] = (), **fit: Any) -> Recipe:
         """The recipe that command-line flags mean; relative paths start from the current folder.
@@ -131,7 +141,7 @@ class Recipe(BaseModel):
             name: {"overlap": relative(space.overlap), "bank": [relative(bank) for bank in space.bank]}
             for name, space in self.space.items()
         }
-        fit = self.fit.model_dump(exclude_none=True, exclude={"output", "completions"})
+        fit = self.fit.model_dump(exclude_none=True, exclude=set(PLACES))
         file, of_file, attribute = self.fit.method.rpartition(".py:")
         if of_file:
             fit["method"] = f"{relative(file + '.py')}:{attribute}"
@@ -183,6 +193,36 @@ def make_recipe(record: Mapping[str, Any], *, base: Path | None = None, where: s
     return recipe
 
 
+def check_evals(recipe: Recipe) -> None:
+    """Whether everything that ``[[eval]]`` names is there and can be projected, before the hours of a fit.
+
+    Raises
+    ------
+    RecipeError
+        A cache or a file of pairs is missing, both pairs and a label are given, or a cache is in another space.
+    """
+    if not recipe.eval:
+        return
+    known = {read_manifest(recipe.path(space.overlap)).space_id for space in recipe.space.values()}
+    for one in recipe.eval:
+        where = f"eval {one.name!r}"
+        for role, text in (("query", one.query), ("gallery", one.gallery)):
+            try:
+                manifest = read_manifest(recipe.path(text))
+            except CacheError as error:
+                raise RecipeError(f"{role}: {error.what}", where=f"{where}: {error.where}", todo=error.todo) from error
+            if manifest.space_id not in known and manifest.space_name not in recipe.space:
+                raise RecipeError(
+                    f"{role}: the cache is in the space {manifest.space_name!r}, which this recipe does not connect",
+                    where=f"{where}: {recipe.path(text)}",
+                    todo=f"name a cache of one of: {', '.join(recipe.space)}",
+                )
+        if one.pairs is not None and one.label is not None:
+            raise RecipeError("relevant items come from pairs or from a label, not both", where=where, todo="drop one")
+        if one.pairs is not None and not recipe.path(one.pairs).is_file():
+            raise RecipeError("the file of pairs does not exist", where=f"{where}: {recipe.path(one.pairs)}")
+
+
 def _space_flag(text: str) -> tuple[str, list[str]]:
     """Name and caches of ``clap=OVERLAP,BANK``."""
     name, _, caches = text.partition("=")
@@ -222,6 +262,8 @@ def _recipe_error(error: ValidationError, where: str) -> RecipeError:
         known = _known_names(first["loc"])
         wrong = str(first["loc"][-1])
         close = difflib.get_close_matches(wrong, known, n=1)
+        if not close and len(first["loc"]) == 1:  # a setting without its table
+            close = [f"fit.{one}" for one in difflib.get_close_matches(wrong, list(FitSettings.model_fields), n=1)]
         what = f"unknown key {wrong!r}" + (f"; did you mean {close[0]!r}?" if close else "")
         return RecipeError(what, where=place, todo=f"known here: {', '.join(known)}")
     if first["type"] == "missing":

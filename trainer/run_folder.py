@@ -22,9 +22,10 @@ CONFIG = "config.json"
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
+EVALS = "eval.json"
 CHECKPOINT = "checkpoint.safetensors"
 # Everything that a fit writes, the file that says "finished" first.
-_OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png", "README.md", EVENTS, "runs")
+_OWN = (CONFIG, "connector.safetensors", RECIPE, METRICS, CHECKPOINT, "curve.png", "README.md", EVENTS, EVALS, "runs")
 
 
 class RunFolder:
@@ -40,7 +41,7 @@ class RunFolder:
         self._progress = progress
         self._checkpoint = load_checkpoint(folder / CHECKPOINT)
         if self._checkpoint is not None and self._checkpoint.identity != identity:
-            raise _other_fit("the caches of the recipe have other content now", folder)
+            raise _other_fit("its caches, the file of its method or the version of cmcr are others now", folder)
         self._metrics = _cut_metrics(folder / METRICS, 0 if self._checkpoint is None else self._checkpoint.step)
 
     @classmethod

@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+# Settings of a fit that are places on a machine; with the memory budget, those that decide no vector.
+PLACES = frozenset({"output", "completions"})
+DECIDES_NOTHING = PLACES | {"memory_budget"}
 Precision = Literal["fp32", "bf16"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*$", re.IGNORECASE)
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -82,7 +86,7 @@ class FitSettings(BaseModel):
     seed : int
         Seed of the first weights, the order of the rows, the noise and the bank sample.
     device, precision : str
-        ``auto``, ``cpu`` or ``cuda``; ``bf16`` is autocast over the projectors only.
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``bf16`` is autocast over the projectors only.
     memory_budget : str
         What the cached vectors may take on an accelerator; beyond it batches are gathered from the caches.
     bank_rows : int, optional
@@ -118,7 +122,7 @@ class FitSettings(BaseModel):
     hidden: int = Field(default=1024, ge=1)
     out_dim: int = Field(default=512, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = "auto"
     precision: Precision = "fp32"
     memory_budget: str = "2GB"
     bank_rows: int | None = Field(default=None, ge=1)
@@ -127,6 +131,13 @@ class FitSettings(BaseModel):
     log_every: int | None = Field(default=None, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
     options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("device")
+    @classmethod
+    def _device_has_a_known_form(cls, value: str) -> str:
+        if _DEVICE.fullmatch(value) is None:
+            raise ValueError("a device is auto, cpu, mps, cuda or cuda:1")
+        return value
 
     @field_validator("memory_budget", mode="before")
     @classmethod

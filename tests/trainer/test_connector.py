@@ -263,7 +263,11 @@ def test_tensors_that_do_not_fit_the_config_are_named(tmp_path: Path) -> None:
 
 def test_heads_and_descriptions_must_agree() -> None:
     head = build_projector(ProjectorSpec("identity", 6, 6))
-    with pytest.raises(ConnectorError, match="heads: clap; described: clip"):
-        Connector({"clap": head}, ConnectorInfo({"clip": SpaceInfo("x")}, "identity"))
+    with pytest.raises(ConnectorError, match="needs a head for the space 'clip'; heads: clap"):
+        Connector({"clap": head}, ConnectorInfo({"clap": SpaceInfo("y"), "clip": SpaceInfo("x")}, "identity"))
+    with pytest.raises(ConnectorError, match="the head 'clap' has no description; described: clip"):
+        Connector({"clap": head, "clip": head}, ConnectorInfo({"clip": SpaceInfo("x")}, "identity"))
+    with pytest.raises(ConnectorError, match="needs a head; heads: none"):
+        Connector({}, ConnectorInfo({}, "identity"))
     with pytest.raises(ConnectorError, match="cannot be the name of a space"):
         Connector({"a.b": head}, ConnectorInfo({"a.b": SpaceInfo("x")}, "identity")).save("unused")

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from cmcr.cache.errors import FitError, RecipeError
+from cmcr.cache.importer import import_npy
 from cmcr.cache.reader import open_cache
 from cmcr.trainer.connector import Connector
 from cmcr.trainer.fit import fit
@@ -103,12 +106,121 @@ def test_a_method_of_ones_own_is_found_beside_the_recipe(world: Path) -> None:
     )
     result = fit(load_recipe(world / "recipe.toml", ["fit.method=my.py:Zero"]))
     assert result.connector.dim == 4
+    assert result.recipe.fit.method == "my.py:Zero"
     assert 'method = "../my.py:Zero"' in (world / "out" / "recipe.toml").read_text()
+
+
+def test_the_method_of_the_manual_runs_as_printed(world: Path) -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", manual, flags=re.MULTILINE | re.DOTALL)
+    (world / "my.py").write_text(code)
+    connector = fit(world / "recipe.toml", method="my.py:MyMethod").connector
+    assert connector.kept == ("clip",)
+    first, second = (open_cache(world / f"text-{name}") for name in ("clap", "clip"))
+    rows = np.arange(600)
+    cosines = connector.similarity(first.rows(rows), second.rows(rows), ("clap", "clip"))
+    assert (cosines.argmax(1) == rows).mean() > 0.5  # chance is 1 / 600
+
+
+SLOW_METHOD = """
+from cmcr.trainer.checkpoint import Checkpoint
+from cmcr.trainer.projectors import identity, affine
+import torch
+
+class Mine:
+    name = "mine"
+
+    def fit(self, pairs, settings, run):
+        dims = {name: pairs.overlap[name].dim for name in pairs.names}
+        heads = {name: affine(torch.ones(4, dim), None, dim) for name, dim in dims.items()}
+        if run.resume() is None:
+            model = torch.nn.ModuleDict(heads)
+            run.save(3, model, torch.optim.AdamW(model.parameters()))
+            raise KeyboardInterrupt
+        return heads
+"""
+
+
+def test_an_edited_method_does_not_go_on_from_the_old_checkpoint(world: Path) -> None:
+    (world / "my.py").write_text(SLOW_METHOD)
+    for method in (f"{world}/my.py:Mine", "my.py:Mine"):
+        with pytest.raises(KeyboardInterrupt):
+            fit(world / "recipe.toml", method=method, overwrite=True)
+    (world / "my.py").write_text(SLOW_METHOD + "# edited\n")
+    with pytest.raises(FitError, match="the file of its method"):
+        fit(world / "recipe.toml", method="my.py:Mine")
+    (world / "my.py").write_text(SLOW_METHOD)
+    assert fit(world / "recipe.toml", method="my.py:Mine").connector.dim == 4
+
+
+def test_no_folder_of_a_method_is_recorded(world: Path) -> None:
+    (world / "my.py").write_text(SLOW_METHOD.replace("run.resume() is None", "False"))
+    results = [
+        fit(world / "recipe.toml", method=method, output=world / name)
+        for name, method in (("one", f"{world}/my.py:Mine"), ("two", "my.py:Mine"))
+    ]
+    assert files(results[0].folder) == files(results[1].folder)
+    for content in files(results[0].folder).values():
+        assert str(world).encode() not in content
+    made_from = results[0].connector.info.made_from
+    assert made_from["settings"]["method"] == results[0].connector.info.method == "my.py:Mine"
+    assert len(made_from["settings"]["method_source"]) == 32
+
+
+def test_imported_vectors_name_no_encoder(world: Path) -> None:
+    for name in ("text-clap", "text-clip"):
+        cache = open_cache(world / name)
+        np.save(world / f"{name}.npy", cache.rows(np.arange(len(cache))))
+        (world / f"{name}.txt").write_text("\n".join(cache.keys()) + "\n")
+        named: dict[str, Any] = {"encoder": "sandbox:clip"} if name == "text-clip" else {}
+        import_npy(
+            world / f"{name}.npy",
+            world / f"i-{name}",
+            space=name[5:],
+            modality="text",
+            keys=world / f"{name}.txt",
+            **named,
+        )
+    spaces = {name: {"overlap": world / f"i-text-{name}"} for name in ("clap", "clip")}
+    info = fit(space=spaces, method="ridge", output=world / "imported").connector.info
+    assert info.spaces["clap"].modalities == info.spaces["clip"].modalities == ("text",)
+    assert (info.spaces["clap"].encoders, info.spaces["clip"].encoders) == ({}, {"text": "sandbox:clip"})
+    assert "imported" not in info.licences
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"gallery": "gone"}, "gallery: There is no such folder"),
+        ({"query": "out"}, "query: There is no such folder"),
+        ({"gallery": "other"}, "gallery: the cache is in the space 'other', which this recipe does not connect"),
+        ({"pairs": "gone.csv"}, "file of pairs does not exist"),
+        ({"pairs": "recipe.toml", "label": "kind"}, "not both"),
+    ],
+)
+def test_what_an_evaluation_names_is_checked_before_the_fit(
+    world: Path, make_cache: Any, unit: Any, change: dict[str, str], message: str | None
+) -> None:
+    make_cache("other", unit(3, 4), space="other")
+    one = {"name": "mine", "query": "audio", "gallery": "images", **change}
+    text = (world / "recipe.toml").read_text() + "[[eval]]\n"
+    (world / "recipe.toml").write_text(text + "".join(f'{name} = "{value}"\n' for name, value in one.items()))
+    if message is None:
+        assert fit(world / "recipe.toml", method="ridge").folder.exists()
+        return
+    with pytest.raises(RecipeError, match=message) as caught:
+        fit(world / "recipe.toml")
+    assert "eval 'mine'" in str(caught.value.where)
+    assert not (world / "out").exists()
+    assert not (world / "completions").exists()
 
 
 def test_what_cannot_be_fitted_is_refused_before_anything_is_written(world: Path) -> None:
     with pytest.raises(RecipeError, match="nothing to fit"):
         fit()
+    with pytest.raises(RecipeError, match="not both"):
+        fit(world / "recipe.toml", space={"a": {"overlap": "x"}, "b": {"overlap": "y"}})
     with pytest.raises(RecipeError, match="did you mean 'c-mcr'"):
         fit(world / "recipe.toml", method="cmcr")
     with pytest.raises(RecipeError, match="no folder"):

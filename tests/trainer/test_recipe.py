@@ -56,6 +56,9 @@ def test_overrides_win_and_are_typed(recipe: Path) -> None:
     [
         ("fit.epoch=3", "did you mean 'epochs'"),
         ("fits.epochs=3", "did you mean 'fit'"),
+        ("epochs=3", r"did you mean 'fit\.epochs'"),
+        ("batchsize=3", r"did you mean 'fit\.batch_size'"),
+        ("fit.device=gpu", "a device is auto, cpu, mps, cuda or cuda:1"),
         ("space.clap.banks=a", "did you mean 'bank'"),
         ("fit.epochs=0", "greater than or equal to 1"),
         ("fit.lr=fast", "fit.lr"),
@@ -68,6 +71,13 @@ def test_overrides_win_and_are_typed(recipe: Path) -> None:
 def test_a_wrong_recipe_says_where_and_what_instead(recipe: Path, change: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe, [change])
+
+
+def test_two_evaluations_of_one_name_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "r.toml"
+    place.write_text(TEN_LINES + TEN_LINES[TEN_LINES.index("[[eval]]") :])
+    with pytest.raises(RecipeError, match="two evaluations are called 'my pairs'"):
+        load_recipe(place)
 
 
 def test_a_recipe_must_name_its_method(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_an_interrupted_fit_of_another_recipe_or_other_caches_is_refused(tmp_pat
     with pytest.raises(FitError, match="recipe is another"):
         RunFolder.open(tmp_path / "out", "changed", "id")
     assert (tmp_path / "out" / "recipe.toml").read_text() == "recipe"
-    with pytest.raises(FitError, match="other content now"):
+    with pytest.raises(FitError, match="the file of its method or the version of cmcr are others now"):
         RunFolder.open(tmp_path / "out", "recipe", "other")
     assert RunFolder.open(tmp_path / "out", "recipe", "id").resumed_at == 3
 
