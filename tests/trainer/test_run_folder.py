@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from cmcr.cache.errors import FitError
+from cmcr.cache.fsio import host_name, temporary_name
 from cmcr.trainer.checkpoint import Checkpoint, save_checkpoint
-from cmcr.trainer.run_folder import CHECKPOINT, CONFIG, METRICS, RunFolder
+from cmcr.trainer.run_folder import CHECKPOINT, CONFIG, EVENTS, METRICS, RunFolder
 
 
 def finish(folder: Path) -> None:
@@ -76,3 +79,18 @@ def test_without_a_checkpoint_the_metrics_begin_anew(tmp_path: Path) -> None:
     run.close()
     RunFolder.open(tmp_path / "out", "recipe", "id").close()
     assert (tmp_path / "out" / METRICS).read_bytes() == b""
+
+
+def test_what_a_killed_fit_left_half_written_is_swept(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone = f"tmp-{host_name()}-{process.pid}-1"
+    (tmp_path / EVENTS).mkdir()
+    left = [tmp_path / f".{CHECKPOINT}.{gone}", tmp_path / EVENTS / f".events.{gone}"]
+    others = [temporary_name(tmp_path / "config.json"), tmp_path / f".{METRICS}.tmp-elsewhere-7-1"]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    (tmp_path / "recipe.toml").write_text("recipe")
+    RunFolder.open(tmp_path, "recipe", "id").close()
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
