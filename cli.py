@@ -204,6 +204,7 @@ def fit(
     """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume."""
     from .pipeline import terminal
     from .pipeline.progress import CountBar
+    from .pipeline.recipe_evals import evaluate_recipe
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
 
@@ -219,8 +220,15 @@ def fit(
     with _maybe(quiet or json, lambda: CountBar("fit")) as progress:
         overrides = given if config else {}
         result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
-    record = {"connector": str(result.folder), "metrics": dict(result.metrics), "seconds": result.seconds}
-    _show(terminal.fit_lines(result), record, json)
+    evals = evaluate_recipe(result.recipe, result.folder)
+    record = {
+        "connector": str(result.folder),
+        "metrics": dict(result.metrics),
+        "seconds": result.seconds,
+        "evals": {name: report.to_json() for name, report in evals},
+    }
+    tables = [part for name, report in evals for part in (f"{name}:", report.table(), *report.notes)]
+    _show([*terminal.fit_lines(result), *tables], record, json)
 
 
 @app.command()

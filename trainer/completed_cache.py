@@ -21,7 +21,7 @@ from ..cache.manifest import CacheManifest
 from ..cache.reader import Cache, open_cache
 from ..cache.writer import CacheWriter, ShardData
 from .completion import Completed, complete_rows, readable_neighbours
-from .device import pick_device
+from .device import resolve_device
 from .settings import CompletionSettings
 from .spaces import check_space
 
@@ -124,7 +124,7 @@ def complete(
     for cache in caches:
         check_space(query, cache)
     settings = _settings(tau, bank_rows, seed)
-    device = str(pick_device(device))
+    device = str(resolve_device(device))
     whole = Bank(caches, rows=bank_rows, seed=seed)
     manifest = _manifest(query, whole, settings)
     started = time.time()

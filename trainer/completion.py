@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..cache.errors import FitError
+from .device import resolve_device
 
 Vectors = npt.NDArray[np.float32]
 
@@ -81,10 +82,11 @@ def complete_rows(
         The bank is empty or of another width.
     """
     _check_shapes(queries, bank)
+    place = resolve_device(device)
     with _true_fp32():
-        state = _RunningSoftmax(torch.from_numpy(np.ascontiguousarray(queries)).to(device) / tau)
+        state = _RunningSoftmax(torch.from_numpy(np.ascontiguousarray(queries)).to(place) / tau)
         for rows in bank.blocks(block):
-            state.add(torch.from_numpy(rows).to(device))
+            state.add(torch.from_numpy(rows).to(place))
         return state.result()
 
 

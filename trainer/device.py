@@ -55,9 +55,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-pick_device = resolve_device
-
-
 def _devices_here() -> list[str]:
     """Names of the devices, the best first; a second GPU is ``cuda:1``."""
     gpus = ["cuda", *(f"cuda:{n}" for n in range(1, torch.cuda.device_count()))] if torch.cuda.is_available() else []

@@ -176,10 +176,10 @@ def _completed(
 ) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
     from .completed_cache import completed_cache
-    from .device import pick_device
+    from .device import resolve_device
 
     folder = None if recipe.fit.completions is None else recipe.path(recipe.fit.completions)
-    device = str(pick_device(recipe.fit.device))
+    device = str(resolve_device(recipe.fit.device))
     cache, report = completed_cache(
         overlap.cache, bank.caches, recipe.fit.completion(), folder, device=device, progress=progress
     )

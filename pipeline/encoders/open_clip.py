@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from .open_clip_build import (
     tokenizer_of,
     tokens_of,
 )
-from .open_clip_weights import choose
+from .open_clip_weights import Choice, choose
 from .torchvision_shim import prepare_torchvision
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class OpenClipFamily:
             raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         prepare_torchvision()
         choice = choose(model, weights)
-        full = f"open_clip:{model}" + (f"/{weights}" if weights else "")
+        full = recorded_name(choice, model, weights)
         online = not needs_hub(choice) or reachable(endpoint())
         with hub_offline_unless(online):
             network = build(choice, modality, "fp32", "cpu", cache_dir)
@@ -86,6 +87,16 @@ class OpenClipFamily:
         if tokenizer is not None:
             return OpenClipText(full, space, network, tokenizer, device, precision, config_of(choice))
         return OpenClipImage(full, space, network, device, precision, config_of(choice))
+
+
+def recorded_name(choice: Choice, model: str, weights: str | None) -> str:
+    """The name as caches and connectors record it: files and folders without the place where they lie."""
+    if choice.kind == "folder":
+        return f"open_clip:local-dir:{Path(choice.model.removeprefix('local-dir:')).name}"
+    if choice.file is not None and weights:
+        tag, at, _ = weights.rpartition("@")
+        return f"open_clip:{model}/{tag}{at}{choice.file.name}"
+    return f"open_clip:{model}" + (f"/{weights}" if weights else "")
 
 
 class _Tower:

@@ -67,7 +67,7 @@ class SandboxFamily:
         if spec is None:
             has = " and ".join(s["modality"] for s in header["towers"])
             raise EncoderError(f"sandbox:{model} has no {modality} tower; it encodes {has}", todo=_hint(modality))
-        name = f"sandbox:{model}" + (f"/{weights}" if weights else "")
+        name = f"sandbox:{model}" + (f"/{path.name}" if weights else "")  # without its folder: caches record the name
         space = Space(hashlib.blake2b(data, digest_size=16).hexdigest(), str(header["space"]))
         network = _network(data, spec, path)
         return SandboxEncoder(name, space, spec, header["vocabulary"], network.to(device), device, precision)

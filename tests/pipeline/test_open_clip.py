@@ -285,3 +285,19 @@ def test_torchvision_imports_beside_this_torch() -> None:
 
     assert transforms.CenterCrop(4)(torch.zeros(3, 8, 8)).shape == (3, 4, 4)
     assert hasattr(torch.ops.torchvision, "nms")
+
+
+@pytest.mark.parametrize(
+    ("choice", "model", "weights", "name"),
+    [
+        (open_clip_weights.Choice("tag", "ViT-B-32", "openai"), "ViT-B-32", "openai", "open_clip:ViT-B-32/openai"),
+        (open_clip_weights.Choice("file", "M", None, Path("/a/w.pt")), "M", "/a/w.pt", "open_clip:M/w.pt"),
+        (open_clip_weights.Choice("file", "M", "t", Path("/a/w.pt")), "M", "t@/a/w.pt", "open_clip:M/t@w.pt"),
+        (open_clip_weights.Choice("folder", "/a/b/clip"), "local-dir:/a/b/clip", None, "open_clip:local-dir:clip"),
+        (open_clip_weights.Choice("hub", "hf-hub:o/r"), "hf-hub:o/r", None, "open_clip:hf-hub:o/r"),
+    ],
+)
+def test_recorded_names_hold_no_folder(choice: Any, model: str, weights: str | None, name: str) -> None:
+    from cmcr.pipeline.encoders.open_clip import recorded_name
+
+    assert recorded_name(choice, model, weights) == name
