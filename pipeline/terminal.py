@@ -102,18 +102,12 @@ def completion_lines(report: CompletionReport) -> list[str]:
 
 
 def fit_lines(result: FitResult) -> list[str]:
-    """What a fit was made of and where it lies."""
-    connector, pairs = result.connector, result.pairs
-    join = pairs.report
-    lines = [
-        f"joined {join.matched:,} rows by key ({join.left_only:,} only in {pairs.names[0]}, {join.right_only:,} only in"
-        f" {pairs.names[1]})"
-    ]
-    lines += [f"{name}: {done.line()}" for name, done in pairs.completions.items()]
+    """What was fitted and where it lies; the join and the completions were said on the way."""
+    connector = result.connector
     loss = result.metrics.get("loss")
     ended = f", last loss {loss:.3f}" if isinstance(loss, float) else ""
-    lines.append(f"fitted {' + '.join(connector.spaces)} into {connector.dim}-d in {duration(result.seconds)}{ended}")
-    return [*lines, f"connector: {result.folder}"]
+    fitted = f"fitted {' + '.join(connector.spaces)} into {connector.dim}-d in {duration(result.seconds)}{ended}"
+    return [fitted, f"connector: {result.folder}"]
 
 
 def project_lines(report: ProjectReport) -> list[str]:

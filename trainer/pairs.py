@@ -133,14 +133,19 @@ def load_pairs(
     _refuse_one_space(first, caches[first], second, caches[second])
     joined = join(caches[first], caches[second], min_join=recipe.fit.min_join)
     if say is not None:
-        say(f"{first} (left) and {second} (right): {joined.report}")
+        only = joined.report
+        say(
+            f"joined {only.matched:,} rows by key ({only.left_only:,} only in {first}, {only.right_only:,} only in {second})"
+        )
     places = {first: _compact(joined.left, caches[first]), second: _compact(joined.right, caches[second])}
     overlap = {name: RowSource(caches[name], places[name]) for name in caches}
     completed: dict[str, RowSource | None] = dict.fromkeys(caches)
     reports: dict[str, CompletionReport] = {}
     for name, bank in banks.items():
         if complete and bank is not None:
-            completed[name], reports[name] = _completed(recipe, overlap[name], bank, say, progress)
+            completed[name], reports[name] = _completed(recipe, overlap[name], bank, progress)
+            if say is not None:
+                say(f"{name}: {reports[name].line()}")
     return Pairs((first, second), overlap, completed, banks, joined.report, reports)
 
 
@@ -172,7 +177,7 @@ def _compact(places: Indices, cache: Cache) -> Indices | None:
 
 
 def _completed(
-    recipe: Recipe, overlap: RowSource, bank: Bank, say: Say | None, progress: Progress | None
+    recipe: Recipe, overlap: RowSource, bank: Bank, progress: Progress | None
 ) -> tuple[RowSource, CompletionReport]:
     """The completion of one space's overlap, made or reused, as rows of the joined items."""
     from .completed_cache import completed_cache
@@ -183,8 +188,6 @@ def _completed(
     cache, report = completed_cache(
         overlap.cache, bank.caches, recipe.fit.completion(), folder, device=device, progress=progress
     )
-    if say is not None:
-        say(report.line())
     places = overlap.places if same_keys(overlap.cache, cache) else _by_key(overlap, cache)
     return RowSource(cache, places, normalize=False), report
 
