@@ -133,10 +133,7 @@ def load_pairs(
     _refuse_one_space(first, caches[first], second, caches[second])
     joined = join(caches[first], caches[second], min_join=recipe.fit.min_join)
     if say is not None:
-        only = joined.report
-        say(
-            f"joined {only.matched:,} rows by key ({only.left_only:,} only in {first}, {only.right_only:,} only in {second})"
-        )
+        say(_joined_line(joined.report, first, second))
     places = {first: _compact(joined.left, caches[first]), second: _compact(joined.right, caches[second])}
     overlap = {name: RowSource(caches[name], places[name]) for name in caches}
     completed: dict[str, RowSource | None] = dict.fromkeys(caches)
@@ -158,6 +155,12 @@ def _open_bank(recipe: Recipe, name: str, overlap: Cache) -> Bank | None:
     for cache in caches:
         check_space(overlap, cache)
     return Bank(caches, rows=recipe.fit.bank_rows, seed=recipe.fit.seed)
+
+
+def _joined_line(report: JoinReport, first: str, second: str) -> str:
+    """The join in a line, by the names of the spaces."""
+    only = f"{report.left_only:,} only in {first}, {report.right_only:,} only in {second}"
+    return f"joined {report.matched:,} rows by key ({only})"
 
 
 def _refuse_one_space(first: str, one: Cache, second: str, other: Cache) -> None:

@@ -51,7 +51,7 @@ def test_a_second_load_reuses_the_completions(world: Path) -> None:
     second = load_pairs(world / "recipe.toml")
     assert [report.shards for report in first.completions.values()] == [3, 3]
     assert [report.shards for report in second.completions.values()] == [0, 0]
-    assert "600 keys matched" in said[0]
+    assert "joined 600 rows by key" in said[0]
     assert sum("each caption averages" in line for line in said) == 2
 
 
