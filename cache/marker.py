@@ -15,7 +15,7 @@ from .errors import CacheError
 
 FORMAT = "cmcr-shard"
 VERSION = 1
-TODO = "run cmcr cache verify on the cache, then the same with --repair"
+NEXT = "run cmcr cache verify on the cache, then the same with --repair"
 _MARKER_NAME = re.compile(r"^(\d{5,})\.json$")
 DATA_NAME = re.compile(r"^(\d{5,})\.g(\d+)\.h5$")
 LEDGER_NAME = re.compile(r"^(\d{5,})(?:\.g(\d+))?\.jsonl$")
@@ -94,16 +94,16 @@ def read_marker(path: Path) -> DoneMarker:
     CacheError
         Not JSON, an unknown version, a missing or impossible field, a file name other than the shard's own.
     """
-    record = canonical.read_object(path, FORMAT, VERSION, TODO)
+    record = canonical.read_object(path, FORMAT, VERSION, NEXT)
     texts = {
-        name: canonical.field(record, name, str, path, TODO) for name in ("file", "crc32", "identity", "fingerprint")
+        name: canonical.field(record, name, str, path, NEXT) for name in ("file", "crc32", "identity", "fingerprint")
     }
     names = ("shard", "generation", "plan_generation", "bytes", "expected", "ok", "failed", "dim", "key_length")
-    counts = {name: canonical.field(record, name, int, path, TODO) for name in names}
+    counts = {name: canonical.field(record, name, int, path, NEXT) for name in names}
     optional: dict[str, Any] = {}
     for name, kind in (("embedding_offset", int), ("key_offset", int), ("ledger", str), ("ledger_crc32", str)):
-        optional[name] = None if record.get(name) is None else canonical.field(record, name, kind, path, TODO)
-    columns = canonical.field(record, "columns", list, path, TODO)
+        optional[name] = None if record.get(name) is None else canonical.field(record, name, kind, path, NEXT)
+    columns = canonical.field(record, "columns", list, path, NEXT)
     marker = DoneMarker(
         **texts,
         **counts,
@@ -113,7 +113,7 @@ def read_marker(path: Path) -> DoneMarker:
         state=record.get("state", "done"),
     )
     if problem := _contradiction(marker, path):
-        raise CacheError(f"The done marker is not valid: {problem}.", where=str(path), todo=TODO)
+        raise CacheError(f"The done marker is not valid: {problem}.", where=str(path), todo=NEXT)
     return marker
 
 

@@ -53,7 +53,7 @@ class Cache:
                 raise CacheError(
                     f"Shard {m.shard} holds {m.dtype} of dim {m.dim}, the cache {self.dtype} of dim {self.dim}.",
                     where=str(path),
-                    todo=markers.TODO,
+                    todo=markers.NEXT,
                 )
         self.starts: Indices = np.cumsum([0, *(m.ok for m in self.shards)], dtype=np.int64)  # (S + 1,)
         self._files = OpenFiles()

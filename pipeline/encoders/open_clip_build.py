@@ -62,6 +62,7 @@ def needs_hub(choice: Choice) -> bool:
 
 
 def config_of(choice: Choice) -> dict[str, Any]:
+    """The model config of open_clip: towers, widths, context; empty for a model that a hub or a folder describes."""
     from open_clip.factory import get_model_config
 
     return dict(get_model_config(choice.model) or {})
@@ -111,6 +112,7 @@ def _missing_text_parts(choice: Choice, error: Exception) -> MissingWeightsError
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """What of a tokenizer decides its tokens, for the fingerprint."""
     record: dict[str, Any] = {
         "class": type(tokenizer).__name__,
         "context_length": tokenizer.context_length,
