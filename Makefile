@@ -11,10 +11,10 @@ demo: $(READY)
 	$(BIN)/cmcr demo --output $(OUTPUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu"
+	$(BIN)/python -m pytest tests -m "not slow and not slurm and not gpu"
 
 torture: $(READY)   # the long counts: kills, fuzzing, memory, full-length fits
-	$(BIN)/python -m pytest -m "slow" --timeout=3600 -s
+	$(BIN)/python -m pytest tests -m "slow" --timeout=3600 -s
 
 lint: $(READY)
 	$(BIN)/ruff check .
