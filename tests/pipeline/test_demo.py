@@ -8,8 +8,10 @@ from pathlib import Path
 
 import cmcr
 import pytest
+from cmcr.pipeline.demo import run
 from cmcr.pipeline.demo.page import demo_lines
-from cmcr.pipeline.demo.results import DemoResult
+from cmcr.pipeline.demo.results import DemoResult, TaskResult
+from cmcr.pipeline.sandbox.corpora import SandboxSizes
 
 METHODS = ["chance", "identity", "procrustes", "ridge", "bridge", "c-mcr", "upper bound"]
 
@@ -71,3 +73,35 @@ def test_overwriting_a_demo_keeps_files_that_are_not_its_own(tmp_path: Path) -> 
     cmcr.demo(tmp_path, size="small", seed=1, only_corpora=True, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert json.loads((tmp_path / "demo.json").read_text())["seed"] == 1
+
+
+RIVALS = ("identity", "procrustes", "ridge")
+
+
+def ahead(result: TaskResult, rival: str) -> float:
+    """Paired lead of C-MCR in R@1 over the queries of one world, in its standard errors."""
+    ours, theirs = (result.of(method).report for method in ("c-mcr", rival))
+    assert ours is not None
+    assert theirs is not None
+    gaps = ours.there.per_query.recall[:, 0] - theirs.there.per_query.recall[:, 0]  # (Q,)
+    return float(gaps.mean() / (gaps.std(ddof=1) / len(gaps) ** 0.5))
+
+
+def test_without_a_pair_cmcr_beats_the_linear_baselines_in_a_smaller_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smaller = SandboxSizes(captions=4000, images=700, sounds=700, clouds=60, evaluation=150, pairs=100)
+    monkeypatch.setitem(run.SIZES, "small", smaller)
+    monkeypatch.setitem(run.TRAINED, "small", 0.5)
+    monkeypatch.setattr(run, "TASKS", run.TASKS[:1])
+    (audio_image,) = cmcr.demo(tmp_path / "out", size="small", seed=11).tasks
+    leads = {rival: ahead(audio_image, rival) for rival in RIVALS}
+    assert min(leads.values()) > 2, f"C-MCR is ahead by so many standard errors: {leads}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_without_a_pair_cmcr_beats_the_linear_baselines_in_every_world(tmp_path: Path, seed: int) -> None:
+    audio_image, _ = cmcr.demo(tmp_path / "out", seed=seed).tasks
+    leads = {rival: ahead(audio_image, rival) for rival in RIVALS}
+    assert min(leads.values()) > 2, f"C-MCR is ahead by so many standard errors: {leads}"
