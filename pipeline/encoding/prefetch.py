@@ -26,6 +26,9 @@ SWITCH_INTERVAL = 0.0005
 AHEAD = 2
 RAW_BYTES = 128 * 2**20
 CHUNK_BYTES = 8 * 2**20
+_PARSER_RACE = "AST constructor recursion depth mismatch"
+_PARSER_TRIES = 20
+_parser_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,30 @@ def decode_slot(encoder: Encoder, entry: Item | Failure) -> Slot:
         return Slot(failure=entry)
     bare = replace(entry, data="")
     try:
-        return Slot(bare, encoder.decode(entry))
+        return Slot(bare, _decode(encoder, entry))
     except ItemError as error:
         return Slot(bare, failure=Failure(entry.key, "decode", type(error).__name__, one_line(error)))
     except Exception as error:  # any library below may raise anything on a bad file; the ledger has its name
         failure = Failure(entry.key, "decode", type(error).__name__, one_line(error))
         return Slot(bare, failure=failure, unexpected=True)
+
+
+def _decode(encoder: Encoder, entry: Item) -> Any:
+    """``encoder.decode``, again where CPython's own parser lost a race.
+
+    ``ast.literal_eval``, which NumPy reads every .npy header with, counts its depth in one place for all threads
+    (CPython issue 106905, seen in 3.11.7): two threads that parse at once can get a SystemError on sound input.
+    """
+    try:
+        return encoder.decode(entry)
+    except SystemError as error:
+        if _PARSER_RACE not in str(error):
+            raise
+    with _parser_lock:  # one loser at a time: soon there is nobody left to race against
+        for _ in range(_PARSER_TRIES - 1):
+            try:
+                return encoder.decode(entry)
+            except SystemError as error:
+                if _PARSER_RACE not in str(error):
+                    raise
+        return encoder.decode(entry)

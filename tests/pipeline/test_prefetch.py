@@ -11,7 +11,7 @@ import pytest
 from cmcr.cache.errors import CorpusError, ItemError
 from cmcr.cache.ledger import Failure
 from cmcr.cache.plan import Piece, Unit
-from cmcr.pipeline.encoders.base import Item, Space
+from cmcr.pipeline.encoders.base import Encoder, Item, Space
 from cmcr.pipeline.encoding import prefetch
 from cmcr.pipeline.encoding.prefetch import Batch, Prefetch
 
@@ -151,3 +151,36 @@ def test_an_error_of_the_reader_reaches_the_consumer() -> None:
         Prefetch(Wrong(3), Doubling(), units(2), batch_size=2, workers=1) as batches,  # type: ignore[arg-type]
     ):
         list(batches)
+
+
+class Racing(Doubling):
+    """Raises what CPython's parser raises when two threads parse at once, so many times an item."""
+
+    def __init__(
+        self, losses: int, message: str = "AST constructor recursion depth mismatch (before=54, after=51)"
+    ) -> None:
+        super().__init__()
+        self.losses, self.message = losses, message
+        self.tries: dict[str, int] = {}
+
+    def decode(self, item: Item) -> int:
+        self.tries[item.key] = self.tries.get(item.key, 0) + 1
+        if self.tries[item.key] <= self.losses:
+            raise SystemError(self.message)
+        return super().decode(item)
+
+
+def decoded(encoder: Encoder) -> tuple[int, int]:
+    slots = [slot for batch in run(Numbers(5), encoder, 1, 5, 2) for slot in batch.slots if slot.holds_place]
+    return sum(slot.failure is None for slot in slots), sum(slot.failure is not None for slot in slots)
+
+
+def test_a_lost_race_of_the_python_parser_costs_no_item() -> None:
+    assert decoded(Racing(3)) == (5, 0)
+
+
+def test_other_system_errors_and_endless_races_are_failures() -> None:
+    once = Racing(1, "something else")
+    assert decoded(once) == (0, 5)
+    assert set(once.tries.values()) == {1}
+    assert decoded(Racing(10**6)) == (0, 5)
