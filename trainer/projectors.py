@@ -5,122 +5,18 @@ Every kind takes float32 rows (B, D_in) and gives rows (B, D_out) not normalised
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cache.errors import ConnectorError
+from .projector_spec import KINDS as KINDS
+from .projector_spec import ProjectorKind as ProjectorKind
+from .projector_spec import ProjectorSpec as ProjectorSpec
 
-ProjectorKind = Literal["identity", "affine", "half", "mlp", "bridge"]
-KINDS: tuple[ProjectorKind, ...] = get_args(ProjectorKind)
-
-_LARGEST = 1 << 31
 # Scores held at once by a bridge: 2^24 float32 are 64 MB.
 _BRIDGE_SCORES = 1 << 24
-
-
-@dataclass(frozen=True)
-class ProjectorSpec:
-    """What a projector is, without its weights; JSON-able.
-
-    Parameters
-    ----------
-    kind : str
-        ``identity``; ``affine`` (optional centring mean, optional matrix, optional bias); ``half`` ("Linear BN ReLU");
-        ``mlp`` ("Linear BN ReLU Linear BN"); ``bridge`` (softmax over keys, weighted sum of values).
-    dim_in, dim_out : int
-        Dimensions of the space and of the shared space. Equal for ``identity`` and for ``affine`` without matrix.
-    hidden : int, optional
-        Width of the hidden layer of ``mlp``; ``2 * dim_in`` where None, which is the paper's 1024 for 512.
-    bias : bool
-        The linear layers have a bias. Ours have none where a batch norm follows; imported ones may.
-    centred : bool
-        ``affine`` and ``bridge``: a stored mean is subtracted from the input first. A bridge then normalises
-        again, because its scale is meant for cosines.
-    matrix : bool
-        ``affine``: a stored matrix (dim_out, dim_in) is applied.
-    rows : int
-        ``bridge``: number of keys.
-    scale : float
-        ``bridge``: the softmax takes ``scale`` times the cosine; 30 is a temperature of 1/30.
-    """
-
-    kind: ProjectorKind
-    dim_in: int
-    dim_out: int
-    hidden: int | None = None
-    bias: bool = False
-    centred: bool = False
-    matrix: bool = True
-    rows: int = 0
-    scale: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.kind == "mlp" and self.hidden is None and _is_count(self.dim_in):
-            object.__setattr__(self, "hidden", 2 * self.dim_in)
-        problem = _problem(self)
-        if problem:
-            raise ConnectorError(
-                f"the description of a projector is not valid: {problem}",
-                where=f"kind {self.kind!r}",
-                todo="take the connector from its source again, or fit it again",
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Fields that this kind uses, for ``config.json``."""
-        record = asdict(self)
-        return {name: record[name] for name in ("kind", "dim_in", "dim_out", *_USES[self.kind])}
-
-    @classmethod
-    def from_json(cls, record: Any) -> ProjectorSpec:
-        """The inverse of :meth:`to_json`; raises :class:`ConnectorError` for anything that is not valid."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(record, dict) or not {"kind", "dim_in", "dim_out"} <= set(record) <= known:
-            raise ConnectorError(
-                "the description of a projector must have kind, dim_in and dim_out, and no field but "
-                + ", ".join(sorted(known)),
-                where=repr(record)[:200],
-                todo="take the connector from its source again, or read it with a newer cmcr",
-            )
-        return cls(**record)
-
-
-_USES: dict[str, tuple[str, ...]] = {
-    "identity": (),
-    "affine": ("bias", "centred", "matrix"),
-    "half": ("bias",),
-    "mlp": ("hidden", "bias"),
-    "bridge": ("centred", "rows", "scale"),
-}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
-
-
-def _problem(spec: ProjectorSpec) -> str | None:
-    """The first thing wrong with a spec, in words, or None. Values come from files, so types are checked too."""
-    if spec.kind not in KINDS:
-        return f"unknown kind {spec.kind!r}; known are {', '.join(KINDS)}"
-    for name in ("dim_in", "dim_out"):
-        if not _is_count(getattr(spec, name)):
-            return f"{name} is {getattr(spec, name)!r}, not a positive number"
-    for name in ("bias", "centred", "matrix"):
-        if not isinstance(getattr(spec, name), bool):
-            return f"{name} is {getattr(spec, name)!r}, not true or false"
-    if spec.hidden is not None and not _is_count(spec.hidden):
-        return f"hidden is {spec.hidden!r}, not a positive number"
-    keeps_dim = spec.kind == "identity" or (spec.kind == "affine" and not spec.matrix)
-    if keeps_dim and spec.dim_in != spec.dim_out:
-        return f"a head without a matrix cannot take {spec.dim_in} dimensions to {spec.dim_out}"
-    if spec.kind == "bridge" and not _is_count(spec.rows):
-        return f"rows is {spec.rows!r}, not a positive number"
-    if isinstance(spec.scale, bool) or not isinstance(spec.scale, int | float) or not 0 < spec.scale < 1e6:
-        return f"scale is {spec.scale!r}, not a positive number"
-    return None
 
 
 class Projector(nn.Module):
@@ -188,6 +84,38 @@ class Mlp(Projector):
         return out  # (B, D_out)
 
 
+class Decoupled(Projector):
+    """The head of Ex-MCR (arXiv 2310.08884, "decoupled projector"): f_m(f_l(x)).
+
+    f_l is one linear layer: it brings the two modalities of the space together (intra-MCR) and starts as the identity.
+    f_m, two MLPs ``Linear BN ReLU Linear BN`` one after the other, leads into the kept space (inter-MCR). Both serve
+    every modality of the space, in this order, as in the official forward pass (``Head1``, then ``Head2``).
+    """
+
+    def __init__(self, spec: ProjectorSpec) -> None:
+        super().__init__(spec)
+        self.linear = nn.Linear(spec.dim_in, spec.dim_in)
+        self.mlp1 = Mlp(replace(spec, kind="mlp"))
+        self.mlp2 = Mlp(replace(spec, kind="mlp", dim_in=spec.dim_out))
+        if not self.linear.weight.is_meta:
+            nn.init.eye_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
+    def intra(self, x: Tensor) -> Tensor:
+        """f_l: rows (B, D_in) to rows (B, D_in) where both modalities of the space meet."""
+        rows: Tensor = self.linear(x)
+        return rows
+
+    def inter(self, rows: Tensor) -> Tensor:
+        """f_m: what :meth:`intra` gives (B, D_in) to rows (B, D_out) of the kept space."""
+        out: Tensor = self.mlp2(self.mlp1(rows))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (B, D_in) to rows (B, D_out)."""
+        return self.inter(self.intra(x))
+
+
 class Bridge(Projector):
     """Softmax over the overlap in one space, weighted sum of the same items in the other; nothing is trained.
 
@@ -221,6 +149,7 @@ _CLASSES: dict[str, type[Projector]] = {
     "affine": Affine,
     "half": Half,
     "mlp": Mlp,
+    "decoupled": Decoupled,
     "bridge": Bridge,
 }
 

@@ -23,6 +23,8 @@ SPECS = [
     ProjectorSpec("half", 5, 7, bias=True),
     ProjectorSpec("mlp", 5, 3),
     ProjectorSpec("mlp", 5, 7, hidden=11, bias=True),
+    ProjectorSpec("decoupled", 5, 3),
+    ProjectorSpec("decoupled", 5, 7, hidden=11, bias=True),
     ProjectorSpec("bridge", 5, 3, rows=13, scale=10.0, centred=True),
 ]
 
@@ -55,6 +57,23 @@ def test_mlp_and_half_are_their_formulas() -> None:
     torch.testing.assert_close(head.train()(x), want)
     half = build_projector(ProjectorSpec("half", 5, 3))
     torch.testing.assert_close(half.train()(x), torch.relu(norm(x @ half.state_dict()["linear1.weight"].T)))
+
+
+def test_a_decoupled_head_is_a_linear_layer_that_starts_as_the_identity_and_two_mlps() -> None:
+    x, head = torch.randn(17, 5), build_projector(ProjectorSpec("decoupled", 5, 3, hidden=8, bias=True)).eval()
+    torch.testing.assert_close(head.intra(x), x)  # type: ignore[operator]
+    state = {
+        name: 0.1 * torch.randn_like(value.float()).abs().to(value.dtype) for name, value in head.state_dict().items()
+    }
+    head.load_state_dict(state)
+    want = F.linear(x, state["linear.weight"], state["linear.bias"])
+    for mlp in ("mlp1", "mlp2"):
+        for layer in ("1", "2"):
+            w = {name: state[f"{mlp}.{name}"] for name in (f"linear{layer}.weight", f"linear{layer}.bias")}
+            norm = [state[f"{mlp}.bn{layer}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+            want = F.batch_norm(F.linear(want, *w.values()), *norm)
+            want = want.relu() if layer == "1" else want
+    torch.testing.assert_close(head(x), want)
 
 
 def test_affine_subtracts_before_it_multiplies() -> None:
