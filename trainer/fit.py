@@ -25,7 +25,8 @@ from .connector_info import ConnectorInfo, SpaceInfo
 from .methods import get_method
 from .methods.base import Method, wants_completion
 from .pairs import Pairs, load_pairs
-from .recipe import Recipe, check_evals, load_recipe, make_recipe
+from .recipe import Recipe, load_recipe, make_recipe
+from .recipe_checks import check_evals
 from .run_folder import EVENTS, METRICS, Progress, RunFolder
 from .settings import DECIDES_NOTHING
 

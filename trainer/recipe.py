@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from ..cache.errors import CacheError, RecipeError
-from ..cache.manifest import read_manifest
+from ..cache.errors import RecipeError
+from .recipe_checks import check_names
 from .settings import PLACES, FitSettings
 from .toml_text import to_toml
 
@@ -48,6 +48,17 @@ class EvalRecipe(BaseModel):
     label: str | None = None
 
 
+class ValidationRecipe(BaseModel):
+    """The pair that early stopping looks at: query, gallery, and what is relevant, as in :class:`EvalRecipe`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: str
+    gallery: str
+    pairs: str | None = None
+    label: str | None = None
+
+
 class Recipe(BaseModel):
     """A whole recipe; paths are relative to the folder that it was read from.
 
@@ -56,6 +67,8 @@ class Recipe(BaseModel):
     space : mapping of name to SpaceRecipe
         Exactly two.
     fit : FitSettings
+    validation : ValidationRecipe, optional
+        Where it is given, the weights that score best on it are the ones that a trained method keeps.
     eval : list of EvalRecipe
     """
 
@@ -63,6 +76,7 @@ class Recipe(BaseModel):
 
     space: dict[str, SpaceRecipe]
     fit: FitSettings
+    validation: ValidationRecipe | None = None
     eval: tuple[EvalRecipe, ...] = Field(default=())
     _base: Path = PrivateAttr(default_factory=Path)
 
@@ -147,13 +161,17 @@ class Recipe(BaseModel):
             fit["method"] = f"{relative(file + '.py')}:{attribute}"
         if self.fit.completions is not None:
             fit["completions"] = relative(self.fit.completions)
-        evals = []
-        for one in self.eval:
+
+        def with_paths(one: BaseModel) -> dict[str, Any]:
             record = one.model_dump(exclude_none=True)
-            evals.append({k: relative(v) if k in ("query", "gallery", "pairs") else v for k, v in record.items()})
+            return {k: relative(v) if k in ("query", "gallery", "pairs") else v for k, v in record.items()}
+
+        more: dict[str, Any] = {} if self.validation is None else {"validation": with_paths(self.validation)}
+        if self.eval:
+            more["eval"] = [with_paths(one) for one in self.eval]
         options = fit.pop("options", {})
         fit |= {"output": ".", **({"options": options} if options else {})}
-        return to_toml({"space": spaces, "fit": fit, **({"eval": evals} if evals else {})})
+        return to_toml({"space": spaces, "fit": fit, **more})
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -189,38 +207,9 @@ def make_recipe(record: Mapping[str, Any], *, base: Path | None = None, where: s
         recipe = Recipe.model_validate(record)
     except ValidationError as error:
         raise _recipe_error(error, where) from None
+    check_names(recipe, where)
     recipe._base = Path(base) if base is not None else Path()
     return recipe
-
-
-def check_evals(recipe: Recipe) -> None:
-    """Whether everything that ``[[eval]]`` names is there and can be projected, before the hours of a fit.
-
-    Raises
-    ------
-    RecipeError
-        A cache or a file of pairs is missing, both pairs and a label are given, or a cache is in another space.
-    """
-    if not recipe.eval:
-        return
-    known = {read_manifest(recipe.path(space.overlap)).space_id for space in recipe.space.values()}
-    for one in recipe.eval:
-        where = f"eval {one.name!r}"
-        for role, text in (("query", one.query), ("gallery", one.gallery)):
-            try:
-                manifest = read_manifest(recipe.path(text))
-            except CacheError as error:
-                raise RecipeError(f"{role}: {error.what}", where=f"{where}: {error.where}", todo=error.todo) from error
-            if manifest.space_id not in known and manifest.space_name not in recipe.space:
-                raise RecipeError(
-                    f"{role}: the cache is in the space {manifest.space_name!r}, which this recipe does not connect",
-                    where=f"{where}: {recipe.path(text)}",
-                    todo=f"name a cache of one of: {', '.join(recipe.space)}",
-                )
-        if one.pairs is not None and one.label is not None:
-            raise RecipeError("relevant items come from pairs or from a label, not both", where=where, todo="drop one")
-        if one.pairs is not None and not recipe.path(one.pairs).is_file():
-            raise RecipeError("the file of pairs does not exist", where=f"{where}: {recipe.path(one.pairs)}")
 
 
 def _space_flag(text: str) -> tuple[str, list[str]]:
@@ -277,6 +266,11 @@ def _recipe_error(error: ValidationError, where: str) -> RecipeError:
 
 def _known_names(place: tuple[int | str, ...]) -> list[str]:
     """Names that are known in the table of an unknown key."""
-    models: dict[Any, type[BaseModel]] = {"space": SpaceRecipe, "fit": FitSettings, "eval": EvalRecipe}
+    models: dict[Any, type[BaseModel]] = {
+        "space": SpaceRecipe,
+        "fit": FitSettings,
+        "eval": EvalRecipe,
+        "validation": ValidationRecipe,
+    }
     model = Recipe if len(place) == 1 else models[place[0]]
     return sorted(model.model_fields)

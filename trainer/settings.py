@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 PLACES = frozenset({"output", "completions"})
 DECIDES_NOTHING = PLACES | {"memory_budget"}
 Precision = Literal["fp32", "bf16"]
+HeadKind = Literal["mlp", "half", "linear", "identity"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*$", re.IGNORECASE)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -64,7 +65,13 @@ class FitSettings(BaseModel):
     output : str, optional
         Folder of the connector.
     epochs, batch_size, lr, weight_decay
-        AdamW under a cosine schedule; a batch is ``min(batch_size, N)`` rows and the last partial one is dropped.
+        AdamW under a schedule; a batch is ``min(batch_size, N)`` rows and the last partial one is dropped.
+    schedule : str
+        Course of the learning rate after the warm-up: ``cosine`` or ``linear`` down to 0, or ``constant``.
+    warmup : float
+        Steps in which the learning rate rises from 0; below 1 a share of all steps.
+    clip_grad : float, optional
+        Largest norm of the gradient over all parameters; longer ones are scaled down to it.
     tau1, tau2, tau3 : float
         Temperatures of completion, of the overlap loss and of the completed loss.
     noise_variance : float
@@ -79,10 +86,21 @@ class FitSettings(BaseModel):
         Bring completed vectors to unit length before the noise; False adds the noise to the sums as they are.
     bn_pass : str
         ``joint``: overlap and completed rows of a space pass its projector as one batch; ``separate``: as two.
-    projector : str
-        ``mlp`` (Linear BN ReLU Linear BN), ``half`` (Linear BN ReLU) or ``linear``.
+    projector : str, or mapping of space name to str
+        ``mlp`` (Linear BN ReLU Linear BN), ``half`` (Linear BN ReLU), ``linear`` or ``identity`` (nothing trained; the
+        space is then as wide as ``out_dim``); spaces that a mapping leaves out get ``mlp``.
+    keep : str, optional
+        Name of a space whose vectors stay as they are: its head is the identity, the other head maps into it, and
+        ``out_dim`` is its width.
     hidden, out_dim : int
         Widths inside the projector and of the shared space.
+    chunk : int, optional
+        Rows whose logits are held at a time; chosen from the batch size when not given.
+    validate_every : int, optional
+        Steps between two looks at the recipe's ``[validation]`` pair; an epoch when not given.
+    patience : int, optional
+        End the fit after so many looks without a better one. The best weights seen are the ones that are kept, with
+        ``patience`` or without.
     seed : int
         Seed of the first weights, the order of the rows, the noise and the bank sample.
     device, precision : str
@@ -109,6 +127,9 @@ class FitSettings(BaseModel):
     batch_size: int = Field(default=4096, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0)
+    clip_grad: float | None = Field(default=None, gt=0)
     tau1: float = Field(default=0.01, gt=0)
     tau2: float = Field(default=0.01, gt=0)
     tau3: float = Field(default=0.01, gt=0)
@@ -118,9 +139,13 @@ class FitSettings(BaseModel):
     intra: Literal["plain", "squared"] = "plain"
     renormalise_completed: bool = True
     bn_pass: Literal["joint", "separate"] = "joint"
-    projector: Literal["mlp", "half", "linear"] = "mlp"
+    projector: HeadKind | dict[str, HeadKind] = "mlp"
+    keep: str | None = None
     hidden: int = Field(default=1024, ge=1)
     out_dim: int = Field(default=512, ge=1)
+    chunk: int | None = Field(default=None, ge=1)
+    validate_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Precision = "fp32"
@@ -144,6 +169,35 @@ class FitSettings(BaseModel):
     def _size_can_be_read(cls, value: str | int) -> str:
         parse_size(value)
         return str(value)
+
+    @field_validator("warmup")
+    @classmethod
+    def _steps_are_whole(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("warmup is a whole number of steps, or a share of them below 1")
+        return value
+
+    @field_validator("projector")
+    @classmethod
+    def _something_is_trained(cls, value: HeadKind | dict[str, HeadKind]) -> HeadKind | dict[str, HeadKind]:
+        kinds = [] if isinstance(value, str) else list(value.values())
+        if value == "identity" or kinds.count("identity") > 1:
+            raise ValueError("two identity heads train nothing; name one of the spaces, or keep it")
+        return value
+
+    def head_kind(self, name: str) -> HeadKind:
+        """Kind of the head of a space, ``keep`` in it."""
+        if name == self.keep:
+            return "identity"
+        return self.projector.get(name, "mlp") if isinstance(self.projector, dict) else self.projector
+
+    def shared_dim(self, dims: Mapping[str, int]) -> int:
+        """Width of the shared space, given those of the spaces: ``out_dim``, or that of the space that is kept."""
+        return self.out_dim if self.keep is None else dims[self.keep]
+
+    def warmup_steps(self, steps: int) -> int:
+        """``warmup`` in steps, of so many in all."""
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
     def completion(self) -> CompletionSettings:
         """The part of these settings that decides a completion."""

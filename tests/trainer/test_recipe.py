@@ -142,3 +142,51 @@ def test_sizes_are_read_in_decimal_units(text: str | int, size: int) -> None:
 def test_noise_is_a_variance_or_a_norm() -> None:
     assert FitSettings(method="m").noise_std(512) == pytest.approx(0.0632, abs=1e-4)
     assert FitSettings(method="m", noise_norm=1.43).noise_std(128) * 128**0.5 == pytest.approx(1.43)
+
+
+KEPT = ["fit.keep=clip", "fit.warmup=0.1", "fit.schedule=linear", "fit.clip_grad=1", "fit.chunk=64"]
+
+
+def test_a_resolved_recipe_carries_what_is_kept_how_it_is_scheduled_and_what_validates(
+    recipe: Path, tmp_path: Path
+) -> None:
+    looks = ['validation.query="v/a"', 'validation.gallery="v/b"', "fit.patience=3", "fit.validate_every=20"]
+    heads = ['fit.projector={clap = "half", clip = "identity"}']
+    read = load_recipe(recipe, [*KEPT, *looks, *heads])
+    assert (read.fit.head_kind("clap"), read.fit.head_kind("clip")) == ("half", "identity")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.toml").write_text(read.resolved(tmp_path / "out"))
+    again = load_recipe(tmp_path / "out" / "recipe.toml")
+    assert again.validation is not None
+    assert again.path(again.validation.query).resolve() == tmp_path / "v" / "a"
+    assert again.resolved(tmp_path / "out") == read.resolved(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fit.keep=clop", r"fit\.keep names 'clop', which is no space of this recipe; did you mean 'clip'"),
+        ('fit.projector={clop = "mlp"}', r"fit\.projector names 'clop'"),
+        ("fit.projector=identity", "two identity heads train nothing"),
+        ('fit.projector={clap = "identity", clip = "identity"}', "two identity heads train nothing"),
+        ("fit.warmup=2.5", "whole number of steps"),
+        ("fit.patience=2", "need a validation pair"),
+        ("validation.querry=x", "validation"),
+        ("fit.schedule=cosin", "fit.schedule"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_by_name(recipe: Path, change: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe, [change])
+
+
+def test_warmup_counts_steps_or_a_share_of_them() -> None:
+    assert FitSettings(method="m", warmup=0.1).warmup_steps(250) == 25
+    assert FitSettings(method="m", warmup=30).warmup_steps(250) == 30
+
+
+def test_the_shared_space_is_as_wide_as_the_kept_one() -> None:
+    dims = {"clap": 24, "clip": 20}
+    assert FitSettings(method="m", keep="clip").shared_dim(dims) == 20
+    assert FitSettings(method="m").shared_dim(dims) == 512
+    assert FitSettings(method="m", keep="clip", projector={"clap": "half"}).head_kind("clip") == "identity"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...cache.errors import FitError
+from ...cache.errors import FitError, RecipeError
 from ..batches import Batches, Indices
 from ..device import DeviceRows, autocast, resolve_device
 from ..loop import train
@@ -24,7 +24,7 @@ from .base import FitRun, Options, parse_options
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
-    from ..settings import FitSettings
+    from ..settings import FitSettings, HeadKind
 
 Rows = Callable[[Indices], Tensor]
 
@@ -54,19 +54,33 @@ class Cmcr:
 
 
 def make_heads(pairs: Pairs, settings: FitSettings) -> dict[str, Projector]:
-    """Untrained projectors; their weights come from the seed alone, torch's own state stays untouched."""
-    kinds: dict[str, dict[str, Any]] = {
+    """Untrained projectors; their weights come from the seed alone, torch's own state stays untouched.
+
+    Raises
+    ------
+    RecipeError
+        An identity head is asked for in a space that is not as wide as the shared one.
+    """
+    kinds: dict[HeadKind, dict[str, Any]] = {
         "mlp": {"kind": "mlp", "hidden": settings.hidden},
         "half": {"kind": "half"},
         "linear": {"kind": "affine", "bias": True},
+        "identity": {"kind": "identity"},
     }
+    dims = {name: pairs.overlap[name].dim for name in pairs.names}
+    shared = settings.shared_dim(dims)
+    for name, dim in dims.items():
+        if settings.head_kind(name) == "identity" and dim != shared:
+            raise RecipeError(
+                f"the head of {name!r} is the identity; it has {dim} dimensions and the shared space has {shared}",
+                where="fit.projector",
+                todo=f'set out_dim = {dim}, or keep = "{name}" alone',
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return {
-            name: build_projector(
-                ProjectorSpec(dim_in=pairs.overlap[name].dim, dim_out=settings.out_dim, **kinds[settings.projector])
-            )
-            for name in pairs.names
+            name: build_projector(ProjectorSpec(dim_in=dim, dim_out=shared, **kinds[settings.head_kind(name)]))
+            for name, dim in dims.items()
         }
 
 
