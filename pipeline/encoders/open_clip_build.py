@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,10 +145,15 @@ def tokens_of(tokenizer: Any, text: str) -> Tokens:
 
 def state_digest(network: Any) -> str:
     """Hash of every tensor of a model, names included: the identity of the space that its towers share."""
+    return tensors_digest(network.state_dict())
+
+
+def tensors_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of named tensors, whatever their order."""
     import torch
 
     running = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         running.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         running.update(memoryview(flat.view(torch.uint8).numpy()))  # no copy of the weights
