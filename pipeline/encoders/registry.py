@@ -27,12 +27,31 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class FamilyInfo:
-    """One line about a family: where it comes from, what it is for, and the package that it needs."""
+    """One line about a family.
+
+    Parameters
+    ----------
+    name, what : str
+        As in ``family:model/weights``, and what it is for.
+    home : str
+        Module and attribute of the family.
+    needs, extra : str, optional
+        The package that it imports, and the extra of cmcr that installs it; without extra the core does.
+    modalities : tuple of str
+        What its towers encode; empty where only the model says.
+    """
 
     name: str
     what: str
     home: str
     needs: str | None = None
+    extra: str | None = None
+    modalities: tuple[Modality, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """The one command that adds the family."""
+        return f"pip install 'cmcr[{self.extra}]'" if self.extra else "pip install cmcr"
 
     @property
     def installed(self) -> bool:
@@ -41,11 +60,21 @@ class FamilyInfo:
 
 
 _BUILT_IN = {
-    "open_clip": FamilyInfo("open_clip", "CLIP and its kin: text, image", ".open_clip:OpenClipFamily", "open_clip"),
+    "open_clip": FamilyInfo(
+        "open_clip", "CLIP and its kin", ".open_clip:OpenClipFamily", "open_clip", modalities=("text", "image")
+    ),
     "laion_clap": FamilyInfo(
         "laion_clap", "CLAP: audio, text (announced, not in this version)", ".announced:LAION_CLAP"
     ),
     "ulip": FamilyInfo("ulip", "ULIP-2: pointcloud, image, text (announced, not in this version)", ".announced:ULIP"),
+    "sentence": FamilyInfo(
+        "sentence",
+        "text models of sentence-transformers",
+        ".sentence:SentenceFamily",
+        "sentence_transformers",
+        "sentence",
+        ("text",),
+    ),
     "sandbox": FamilyInfo(
         "sandbox", "tiny encoders of the made-up world: all four modalities", ".sandbox:SandboxFamily"
     ),
@@ -145,7 +174,7 @@ def _family(family: str, full: str) -> Family:
             raise _unknown(full)
         return load_family(point)
     if not info.installed:
-        raise EncoderError(f"the family {family} needs the package {info.needs}", where=full, todo="pip install cmcr")
+        raise EncoderError(f"the family {family} needs the package {info.needs}", where=full, todo=info.install)
     module, _, attribute = info.home.partition(":")
     found = getattr(import_module(module, __package__), attribute)
     return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
