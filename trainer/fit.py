@@ -15,17 +15,20 @@ import numpy as np
 import torch
 
 from ..cache._version import __version__
-from ..cache.errors import RecipeError
+from ..cache.errors import FitError, RecipeError
 from ..cache.fsio import host_name, write_atomic
 from ..cache.manifest import CacheManifest
 from ..cache.plugins import recorded_name
+from ..cache.reader import open_cache
 from .artefacts import model_card, write_curve, write_events
 from .connector import Connector
 from .connector_info import ConnectorInfo, SpaceInfo
+from .early_stop import make_validator
 from .methods import get_method
 from .methods.base import Method, wants_completion
 from .pairs import Pairs, load_pairs
-from .recipe import Recipe, load_recipe, make_recipe
+from .projectors import Projector
+from .recipe import Recipe, ValidationRecipe, load_recipe, make_recipe
 from .recipe_checks import check_evals
 from .run_folder import EVENTS, METRICS, Progress, RunFolder
 from .settings import DECIDES_NOTHING
@@ -84,7 +87,8 @@ def fit(
     overwrite : bool
         Replace a connector, or an interrupted fit, that is in the folder.
     progress : callable, optional
-        Gets (steps done, steps in all, newest line of the metrics).
+        Gets (steps done, steps in all, newest line of the metrics with ``samples_per_second`` and ``seconds_left``);
+        while a completion is made (rows done, rows to do, ``{"stage": "completion"}``).
     say : callable, optional
         Gets one line a step of the preparation, for people.
     **settings
@@ -106,21 +110,48 @@ def fit(
     method = get_method(plan.method)
     RunFolder.check(folder, plan.resolved(folder), overwrite=overwrite)  # before the hours of a completion
     check_evals(plan)
-    pairs = load_pairs(plan, complete=wants_completion(method), say=say)
+    told = None if progress is None else _completion_progress(progress)
+    pairs = load_pairs(plan, complete=wants_completion(method), say=say, progress=told)
+    validator = make_validator(plan, pairs)
     identity = _identity(_settings(plan, method), pairs)
     run = RunFolder.open(folder, plan.resolved(folder), identity, overwrite=overwrite, progress=progress)
+    run.validator = validator
     started = time.time()
     try:
         heads = method.fit(pairs, plan.fit, run)
     finally:
         run.close()
-    connector = Connector(heads, _info(_settings(plan, method), pairs))
+    _check_kept(plan, heads)
+    info = _info(_settings(plan, method), pairs, {"identity": identity, "chosen": run.chosen})
+    connector = Connector(heads, info)
     metrics = _write_artefacts(folder, connector)
     ended = time.time()
     _log_run(folder, {"start": started, "end": ended, "resumed_at": run.resumed_at, "threads": torch.get_num_threads()})
     connector.save(folder)
     run.finished()
     return FitResult(connector, folder, pairs, metrics, ended - started, plan)
+
+
+def _completion_progress(progress: Progress) -> Callable[[int, int], None]:
+    """A completion's progress told through that of the fit."""
+    return lambda done, total: progress(done, total, {"stage": "completion"})
+
+
+def _check_kept(recipe: Recipe, heads: Mapping[str, Projector]) -> None:
+    """Whether the space that the recipe keeps has been kept; a method of one's own may not know the setting."""
+    keep = recipe.fit.keep
+    if keep is not None and heads[keep].spec.kind != "identity":
+        raise FitError(
+            f"the method {recipe.fit.method} does not keep {keep!r} as it is: it made a head "
+            f"{heads[keep].spec.kind!r} for it",
+            where="fit.keep",
+            todo="drop keep, or take a method that honours it",
+        )
+
+
+def fit_identity(recipe: Recipe) -> str:
+    """What the connector of a finished fit of ``recipe`` says under ``identity`` in its ``made_from``; fits nothing."""
+    return _identity(_settings(recipe, get_method(recipe.method)), load_pairs(recipe, complete=False))
 
 
 def _as_recipe(
@@ -154,8 +185,21 @@ def _settings(recipe: Recipe, method: Method) -> dict[str, Any]:
     """The settings that decide a fit, without places; a method from a file by its name and the hash of the file."""
     record = recipe.fit.model_dump(mode="json", exclude=set(DECIDES_NOTHING), exclude_none=True)
     record["method"] = recorded_name(recipe.fit.method)
+    if recipe.validation is not None:
+        record["validation"] = _validation(recipe, recipe.validation)
     source = getattr(method, "source_hash", None)
     return record if source is None else {**record, "method_source": source}
+
+
+def _validation(recipe: Recipe, plan: ValidationRecipe) -> dict[str, Any]:
+    """What a validation pair holds: content ids, the hash of a file of pairs."""
+    record: dict[str, Any] = {
+        "query": open_cache(recipe.path(plan.query)).content_id(),
+        "gallery": open_cache(recipe.path(plan.gallery)).content_id(),
+    }
+    if plan.pairs is not None:
+        record["pairs"] = hashlib.blake2b(recipe.path(plan.pairs).read_bytes(), digest_size=16).hexdigest()
+    return record if plan.label is None else {**record, "label": plan.label}
 
 
 def _identity(settings: Mapping[str, Any], pairs: Pairs) -> str:
@@ -172,8 +216,8 @@ def _contents(pairs: Pairs) -> dict[str, Any]:
     }
 
 
-def _info(settings: Mapping[str, Any], pairs: Pairs) -> ConnectorInfo:
-    """The description that travels with the connector: no paths, no times."""
+def _info(settings: Mapping[str, Any], pairs: Pairs, found: Mapping[str, Any]) -> ConnectorInfo:
+    """The description that travels with the connector: no paths, no times. ``found`` is what the fit itself adds."""
     spaces = {name: _space_info(_manifests(pairs, name)) for name in pairs.names}
     made_from: dict[str, Any] = {
         "caches": _contents(pairs),
@@ -186,6 +230,7 @@ def _info(settings: Mapping[str, Any], pairs: Pairs) -> ConnectorInfo:
         },
         "bank_rows": {name: len(bank) for name, bank in pairs.bank.items() if bank is not None},
         "neighbours": {name: round(done.neighbours, 2) for name, done in pairs.completions.items()},
+        **{name: value for name, value in found.items() if value},
     }
     encoders = {encoder for space in spaces.values() for encoder in space.encoders.values()}
     return ConnectorInfo(

@@ -38,6 +38,8 @@ class RunFolder:
     def __init__(self, folder: Path, identity: str, progress: Progress | None = None) -> None:
         self.folder = folder
         self.identity = identity
+        self.validator: Validator | None = None
+        self.chosen: dict[str, Any] = {}
         self._progress = progress
         self._checkpoint = load_checkpoint(folder / CHECKPOINT)
         if self._checkpoint is not None and self._checkpoint.identity != identity:
@@ -108,6 +110,10 @@ class RunFolder:
         """Pass progress on to the caller of the fit."""
         if self._progress is not None:
             self._progress(done, total, record)
+
+    def chose(self, **values: Any) -> None:
+        """Keep settings that the method chose by itself, for the connector's record."""
+        self.chosen.update(values)
 
     def close(self) -> None:
         """Close the metrics; the folder can be opened again."""

@@ -45,13 +45,18 @@ class FitRun(Protocol):
         """Say how far the fit is, for a progress bar; ``record`` is the newest line of the metrics."""
         ...
 
+    def chose(self, **values: Any) -> None:
+        """Put what the method chose by itself, such as a cross-validated penalty, into the connector's record."""
+        ...
+
 
 @runtime_checkable
 class Method(Protocol):
     """A way to make a connector from cached vectors. Any object with these members is a method.
 
-    One member more is optional: ``needs_completion = True`` asks for the completion of each overlap from its bank
-    before ``fit``, which fills ``pairs.completed``. Without it nothing is completed.
+    Two members more are optional. ``needs_completion = True`` asks for the completion of each overlap from its bank
+    before ``fit``, which fills ``pairs.completed``; without it nothing is completed. ``seeded = False`` says that the
+    seed decides nothing, or only which rows are sampled, so that ``cmcr compare`` fits the method once.
     """
 
     name: str
@@ -64,6 +69,11 @@ class Method(Protocol):
 def wants_completion(method: Method) -> bool:
     """Whether a method asks for completed rows."""
     return bool(getattr(method, "needs_completion", False))
+
+
+def is_seeded(method: Method) -> bool:
+    """Whether fits with different seeds are worth comparing."""
+    return bool(getattr(method, "seeded", True))
 
 
 class Options(BaseModel):

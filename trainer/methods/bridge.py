@@ -43,6 +43,7 @@ class Bridge:
     """Space 1 goes through the overlap into space 2; the head of space 2 is the identity, or its centring."""
 
     name = "bridge"
+    seeded = False
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Heads of the two spaces, both into space 2.

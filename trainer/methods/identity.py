@@ -18,6 +18,7 @@ class Identity:
     """Both heads are the identity; the narrower of two spaces gets zeros for the coordinates that it lacks."""
 
     name = "identity"
+    seeded = False
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Two heads that change no cosine within their space."""

@@ -31,6 +31,7 @@ class Procrustes:
     """Space 1 is rotated onto space 2; the head of space 2 is the identity, or its centring."""
 
     name = "procrustes"
+    seeded = False
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Heads of the two spaces, both into space 2."""

@@ -13,7 +13,7 @@ from ...cache.errors import FitError, RecipeError
 from ...cache.plugins import is_file_name, load_from_file, named_errors
 from ..projectors import Projector
 from . import BUILT_IN
-from .base import FitRun, Method, wants_completion
+from .base import FitRun, Method, is_seeded, wants_completion
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -71,6 +71,7 @@ class ForeignMethod:
         self.inner = inner
         self.name = inner.name
         self.needs_completion = wants_completion(inner)
+        self.seeded = is_seeded(inner)
         self.source_hash = source_hash
         self._title = title
         self._where = where
