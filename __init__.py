@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cache._version import __version__
 from .cache.errors import CmcrError
-from .trainer.hooks import InputEncoder, register_input_encoder
+from .trainer.hooks import InputEncoder, RelevanceReader, register_input_encoder, register_relevance_reader
 
 if TYPE_CHECKING:
     from .cache.importer import import_clip_retrieval as import_clip_retrieval
@@ -69,4 +69,12 @@ def _input_encoder() -> InputEncoder:
     return encode_inputs
 
 
+def _relevance_reader() -> RelevanceReader:
+    """What tells a validation pair which rows belong together."""
+    from .pipeline.relevance import relevance_of
+
+    return relevance_of
+
+
 register_input_encoder(_input_encoder)
+register_relevance_reader(_relevance_reader)

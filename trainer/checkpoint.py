@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from ..cache.errors import FitError
 from ..cache.fsio import write_atomic
 
+if TYPE_CHECKING:
+    from .early_stop import EarlyStop
+
 FORMAT = "cmcr-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,36 @@ class Checkpoint:
         Digest of what decides the fit: the resolved recipe and the content of its caches.
     model, optimiser : mapping of name to tensor
         Flat states.
+    best : mapping of name to tensor
+        The model as it scored best on the validation pair; empty without one.
+    looks : mapping
+        What the looks at the validation pair have found so far: numbers by name.
     """
 
     step: int
     identity: str
     model: Mapping[str, Tensor]
     optimiser: Mapping[str, Tensor]
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    looks: Mapping[str, float] = field(default_factory=dict)
 
 
-def capture(step: int, identity: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> Checkpoint:
-    """The state of a model and its optimiser after ``step`` steps."""
+def capture(
+    step: int,
+    identity: str,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    early: EarlyStop | None = None,
+) -> Checkpoint:
+    """The state of a model, its optimiser and its early stopping after ``step`` steps."""
     moments = {
         f"{index}.{name}": value
         for index, entry in optimiser.state_dict()["state"].items()
         for name, value in entry.items()
         if isinstance(value, Tensor)
     }
-    return Checkpoint(step, identity, dict(model.state_dict()), moments)
+    best, looks = ({}, {}) if early is None else (early.weights, early.numbers())
+    return Checkpoint(step, identity, dict(model.state_dict()), moments, best, looks)
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -68,7 +84,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint at ``path``; at any instant the old or the new one is there, whole."""
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
     tensors |= {f"optimiser.{name}": value for name, value in checkpoint.optimiser.items()}
-    head = {"format": FORMAT, "version": VERSION, "step": checkpoint.step, "identity": checkpoint.identity}
+    tensors |= {f"best.{name}": value for name, value in checkpoint.best.items()}
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": checkpoint.step,
+        "identity": checkpoint.identity,
+        "looks": dict(checkpoint.looks),
+    }
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomic(path, safetensors.torch.save(ready, {"cmcr": json.dumps(head, sort_keys=True)}))
 
@@ -91,13 +114,16 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         if head["format"] != FORMAT or head["version"] != VERSION:
             raise ValueError(f"it has format {head['format']!r}, version {head['version']!r}")
         step, identity = int(head["step"]), str(head["identity"])
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error) as error:
+        looks = {str(name): float(value) for name, value in head["looks"].items()}
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise FitError(
             f"this checkpoint cannot be read: {error}", where=str(path), todo="delete it, or fit with --overwrite"
         ) from error
-    model = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
-    optimiser = {name[10:]: value for name, value in tensors.items() if name.startswith("optimiser.")}
-    return Checkpoint(step, identity, model, optimiser)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimiser": {}, "best": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    return Checkpoint(step, identity, parts["model"], parts["optimiser"], parts["best"], looks)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

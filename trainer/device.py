@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -59,6 +60,46 @@ def _devices_here() -> list[str]:
     """Names of the devices, the best first; a second GPU is ``cuda:1``."""
     gpus = ["cuda", *(f"cuda:{n}" for n in range(1, torch.cuda.device_count()))] if torch.cuda.is_available() else []
     return [*gpus, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuse bf16 where the device has no such arithmetic: it would be emulated, slower than float32 and less precise.
+
+    Raises
+    ------
+    DeviceError
+    """
+    if precision == "bf16" and not _has_bf16(device):
+        name = "this CPU" if device.type == "cpu" else f"the device {device}"
+        raise DeviceError(
+            f"{name} has no bf16 arithmetic; emulated it would be slower than fp32",
+            where="precision",
+            todo="fit with --precision fp32, or on a device that has it",
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "hw.optional.arm.FEAT_BF16"})
+    return True  # mps: torch itself says so where it has none
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets of the CPU, by the names of /proc/cpuinfo or of macOS's sysctl."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if line.lower().startswith(("flags", "features"))]
+        return set(lines[0].partition(":")[2].split()) if lines else set()
+    except OSError:
+        name = "hw.optional.arm.FEAT_BF16"
+    try:
+        told = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5).stdout
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return {name} if told.strip() == "1" else set()
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -10,8 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
+
+    from ..cache.reader import Cache
+    from .ranking import Relevance
 
 
 class InputEncoder(Protocol):
@@ -27,7 +32,26 @@ class InputEncoder(Protocol):
         ...
 
 
+class RelevanceReader(Protocol):
+    """Reads which rows of a gallery cache answer which rows of a query cache."""
+
+    def __call__(self, query: Cache, gallery: Cache, *, pairs: str | Path | None, label: str | None) -> Relevance:
+        """By equal key; or by pairs from a CSV file, or by an equal field of /meta, where one of these is given."""
+        ...
+
+
 _resolvers: list[Callable[[], InputEncoder]] = []
+_relevance: list[Callable[[], RelevanceReader]] = []
+
+
+def register_relevance_reader(resolver: Callable[[], RelevanceReader]) -> None:
+    """Say what reads relevance from caches; ``resolver`` is called on use and may import anything."""
+    _relevance[:] = [resolver]
+
+
+def relevance_reader() -> RelevanceReader | None:
+    """The registered reader of relevance, or None."""
+    return _relevance[0]() if _relevance else None
 
 
 def register_input_encoder(resolver: Callable[[], InputEncoder]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,26 @@ from torch import Tensor, nn
 from ..cache.errors import FitError
 from .batches import Batches, Indices
 from .checkpoint import restore
-from .optim import cosine_lr, gradient_norm, make_optimiser, set_lr
+from .early_stop import EarlyStop
+from .optim import gradient_norm, learning_rate, make_optimiser, set_lr
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .early_stop import Validator
     from .methods.base import FitRun
     from .settings import FitSettings
 
 _LINES = 50
 _CHECKPOINTS = 20
+_TELL_SECONDS = 0.25
 
 
 class Objective(Protocol):
-    """What a loop trains: a model, and its loss on some rows."""
+    """What a loop trains: a model, and its loss on some rows.
+
+    One member more is optional: ``heads``, the heads by space name, where ``model`` is not just that mapping. A
+    validation pair is projected through them.
+    """
 
     model: nn.Module
 
@@ -41,9 +50,10 @@ class Objective(Protocol):
 
 
 def train(objective: Objective, batches: Batches, settings: FitSettings, run: FitRun) -> None:
-    """Train in place by AdamW under a cosine schedule, from the run's checkpoint where it has one.
+    """Train in place by AdamW under the settings' schedule, from the run's checkpoint where it has one.
 
     Killed and resumed ends in the same bits (CPU, same number of threads): order and noise are functions of the step.
+    With a validation pair in the run the weights end as they scored best on it.
 
     Raises
     ------
@@ -59,27 +69,95 @@ def train(objective: Objective, batches: Batches, settings: FitSettings, run: Fi
     if checkpoint is not None:
         restore(checkpoint, model, optimiser)
     done = 0 if checkpoint is None else checkpoint.step
+    watch = Watch.of(run, objective, settings.validate_every or batches.per_epoch, checkpoint)
+    pace = Pace(done, steps, batches.size)
     model.train()
     order_epoch, order = -1, None
     for step in range(done, steps):
+        if watch is not None and watch.early.over(settings.patience):
+            break
         epoch, part = batches.slice_of(step)
         if order is None or epoch != order_epoch:
             order_epoch, order = epoch, batches.order(epoch)
-        rate = cosine_lr(settings.lr, step, steps)
-        record = _step(objective, optimiser, order[part], step, rate)
-        if (step + 1) % log_every == 0 or step + 1 == steps:
+        rate = learning_rate(settings, step, steps)
+        record = _step(objective, optimiser, order[part], step, rate, settings.clip_grad)
+        last = step + 1 == steps
+        looked = {} if watch is None else watch.look(step + 1, last=last)
+        logged = (step + 1) % log_every == 0 or last or bool(looked)
+        if logged or pace.due():
             line = {"step": step + 1, "epoch": epoch + 1, "lr": rate, **{k: float(v) for k, v in record.items()}}
-            run.log(line)
-            run.advance(step + 1, steps, line)
-        if (step + 1) % save_every == 0 and step + 1 < steps:
-            run.save(step + 1, model, optimiser)
+            line |= looked
+            if logged:
+                run.log(line)
+            run.advance(step + 1, steps, {**line, **pace.after(step + 1)})
+        if (step + 1) % save_every == 0 and not last:
+            if watch is None:
+                run.save(step + 1, model, optimiser)
+            else:
+                run.save(step + 1, model, optimiser, watch.early)
+    if watch is not None:
+        watch.keep_best(run)
     model.eval()
 
 
+class Pace:
+    """How fast the steps of this process go; for people, never for a file that a fit leaves."""
+
+    def __init__(self, done: int, steps: int, batch: int) -> None:
+        self._first, self._steps, self._batch = done, steps, batch
+        self._start = self._told = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to tell."""
+        return time.monotonic() - self._told > _TELL_SECONDS
+
+    def after(self, step: int) -> dict[str, float]:
+        """``samples_per_second`` and ``seconds_left`` after so many steps."""
+        self._told = time.monotonic()
+        seconds = max(self._told - self._start, 1e-9) / max(step - self._first, 1)
+        return {"samples_per_second": self._batch / seconds, "seconds_left": seconds * (self._steps - step)}
+
+
+class Watch:
+    """Early stopping within a loop: the validator, its rhythm and what it has seen."""
+
+    def __init__(self, validator: Validator, objective: Objective, every: int, early: EarlyStop) -> None:
+        self.early = early
+        self._validator, self._every = validator, every
+        self._model = objective.model
+        self._heads: Any = getattr(objective, "heads", objective.model)
+        parameter = next(self._model.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
+
+    @classmethod
+    def of(cls, run: FitRun, objective: Objective, every: int, checkpoint: Checkpoint | None) -> Watch | None:
+        """None where the run has no validation pair."""
+        validator = getattr(run, "validator", None)
+        return None if validator is None else cls(validator, objective, every, EarlyStop.resumed(checkpoint))
+
+    def look(self, step: int, *, last: bool) -> dict[str, float]:
+        """Score the model where it is time, or at the last step; what to add to the metrics."""
+        if step % self._every != 0 and not last:
+            return {}
+        score = self._validator(self._heads, self._device)
+        self.early.look(step, score, self._model)
+        return {"validation": score, "best_step": self.early.step}
+
+    def keep_best(self, run: FitRun) -> None:
+        """Give the model the weights that scored best, and the connector's record where they come from."""
+        self._model.load_state_dict(self.early.weights)
+        run.chose(validation=round(self.early.score, 6), step=self.early.step)
+
+
 def _step(
-    objective: Objective, optimiser: torch.optim.Optimizer, rows: Indices, step: int, rate: float
+    objective: Objective,
+    optimiser: torch.optim.Optimizer,
+    rows: Indices,
+    step: int,
+    rate: float,
+    clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """One step of the optimiser; its losses and gradient norm."""
+    """One step of the optimiser; its losses and its gradient norm before clipping."""
     set_lr(optimiser, rate)
     optimiser.zero_grad(set_to_none=True)
     total, parts = objective.loss(rows, step)
@@ -89,6 +167,8 @@ def _step(
     norm = gradient_norm(objective.model)
     if not math.isfinite(norm.item()):
         raise _not_finite(objective, "gradient", {"loss": total, **parts}, rows, step)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(objective.model.parameters(), clip)
     optimiser.step()
     losses = {"loss": total.detach(), **{f"loss_{name}": value.detach() for name, value in parts.items()}}
     return {**losses, "grad_norm": norm}

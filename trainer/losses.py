@@ -155,12 +155,13 @@ def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Temperatures and weights of the total: τ2, τ3, λ and the form of the intra term."""
+    """Temperatures and weights of the total: τ2, τ3, λ and the form of the intra term; rows of a chunk of logits."""
 
     tau2: float = 0.01
     tau3: float = 0.01
     lambda_intra: float = 0.1
     intra: Literal["plain", "squared"] = "plain"
+    chunk: int | None = None
 
 
 def cmcr_loss(
@@ -185,12 +186,12 @@ def cmcr_loss(
         The total and its parts ``overlap``, ``completed``, ``intra``.
     """
     t1, t2 = (_unit(rows) for rows in overlap)
-    total = info_nce(t1, t2, weights.tau2)  # L_o, equation 4: inter-MCR, overlap
+    total = info_nce(t1, t2, weights.tau2, chunk=weights.chunk)  # L_o, equation 4: inter-MCR, overlap
     parts = {"overlap": total}
     if completed[0] is None and completed[1] is None:
         return total, parts
     x1, x2 = (t if x is None else _unit(x) for t, x in zip((t1, t2), completed, strict=True))
-    parts["completed"] = info_nce(x1, x2, weights.tau3)  # L_c, equation 5: inter-MCR, completed
+    parts["completed"] = info_nce(x1, x2, weights.tau3, chunk=weights.chunk)  # L_c, equation 5: inter-MCR, completed
     attractions = [
         intra(t, x, weights.intra)
         for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from .settings import FitSettings
 
 
 def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -19,6 +23,21 @@ def make_optimiser(model: nn.Module, lr: float, weight_decay: float) -> torch.op
 def cosine_lr(peak: float, step: int, steps: int) -> float:
     """Learning rate: peak · ½(1 + cos(π step/steps)) (Loshchilov and Hutter, arXiv 1608.03983, equation 5)."""
     return peak * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def learning_rate(settings: FitSettings, step: int, steps: int) -> float:
+    """Learning rate of a step (from 0) of so many: a linear rise over the warm-up, then the schedule over the rest.
+
+    The first step of a warm-up of w has lr/w; ``linear`` falls from lr in the first step after it towards 0.
+    """
+    warm = min(settings.warmup_steps(steps), steps)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "linear":
+        return settings.lr * (1.0 - (step - warm) / (steps - warm))
+    return cosine_lr(settings.lr, step - warm, steps - warm)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

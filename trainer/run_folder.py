@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .early_stop import EarlyStop, Validator
+
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 CONFIG = "config.json"
@@ -102,9 +104,11 @@ class RunFolder:
         """The checkpoint to go on from; None at the start."""
         return self._checkpoint
 
-    def save(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, early: EarlyStop | None = None
+    ) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
-        save_checkpoint(self.folder / CHECKPOINT, capture(step, self.identity, model, optimiser))
+        save_checkpoint(self.folder / CHECKPOINT, capture(step, self.identity, model, optimiser, early))
 
     def advance(self, done: int, total: int, record: Mapping[str, Any]) -> None:
         """Pass progress on to the caller of the fit."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..checkpoint import Checkpoint
+    from ..early_stop import EarlyStop
     from ..pairs import Pairs
     from ..settings import FitSettings
 
@@ -27,7 +28,10 @@ _BLOCK = 8192
 
 
 class FitRun(Protocol):
-    """What a run offers to a method."""
+    """What a run offers to a method.
+
+    One member more is optional: ``validator``, which :func:`cmcr.trainer.loop.train` scores the heads with.
+    """
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -37,7 +41,9 @@ class FitRun(Protocol):
         """The checkpoint to go on from; None at the start."""
         ...
 
-    def save(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, early: EarlyStop | None = None
+    ) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
         ...
 

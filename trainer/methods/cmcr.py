@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...cache.errors import FitError, RecipeError
 from ..batches import Batches, Indices
-from ..device import DeviceRows, autocast, resolve_device
+from ..device import DeviceRows, autocast, check_precision, resolve_device
 from ..loop import train
 from ..losses import LossWeights, cmcr_loss
 from ..noise import perturb
@@ -47,6 +47,7 @@ class Cmcr:
                 f"{pairs.N} joined rows are too few to contrast", todo="give overlap caches that share more keys"
             )
         device = resolve_device(settings.device)
+        check_precision(device, settings.precision)
         heads = make_heads(pairs, settings)
         objective = CmcrObjective(pairs, settings, heads, device)
         train(objective, batches, settings, run)
@@ -111,7 +112,7 @@ class CmcrObjective:
             None if source is None else DeviceRows(source, device, resident=resident)
             for source in (pairs.completed[name] for name in pairs.names)
         ]
-        self._weights = LossWeights(settings.tau2, settings.tau3, settings.lambda_intra, settings.intra)
+        self._weights = LossWeights(settings.tau2, settings.tau3, settings.lambda_intra, settings.intra, settings.chunk)
 
     def loss(self, rows: Indices, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Equation 7 of docs/method.md on one batch, and its parts."""
