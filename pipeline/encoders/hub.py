@@ -8,6 +8,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 TIMEOUT = 5.0
 
@@ -64,12 +66,27 @@ def hub_offline_unless(online: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def cached_file(repo: str, names: list[str], cache_dir: str | None = None) -> str | None:
+def cached_file(
+    repo: str, names: list[str], cache_dir: str | None = None, *, repo_type: str | None = None
+) -> str | None:
     """Path of the first of ``names`` that the local cache has for a repository, or None; never asks the network."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in names:
-        path = try_to_load_from_cache(repo, name, cache_dir=cache_dir)
+        path = try_to_load_from_cache(repo, name, cache_dir=cache_dir, repo_type=repo_type)
         if isinstance(path, str):
             return path
     return None
+
+
+def url_target(url: str) -> Path:
+    """Where a weights file of a plain address is kept: beside the hub's cache, so that HF_HOME moves both."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "cmcr" / PurePosixPath(urlsplit(url).path).name
+
+
+def cached_url(url: str) -> Path | None:
+    """The file of a plain address where ``cmcr encoders pull`` has fetched it, or None."""
+    target = url_target(url)
+    return target if target.is_file() else None

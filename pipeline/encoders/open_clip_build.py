@@ -143,11 +143,8 @@ def tokens_of(tokenizer: Any, text: str) -> Tokens:
     return Tokens(ids, max(len(ids), len(inner(cleaned, truncation=False).input_ids)))
 
 
-def state_digest(network: Any, skip: str | None = None) -> str:
-    """Hash of every tensor of a model, names included: the identity of the space that its towers share.
-
-    Tensors whose name ends in ``skip`` are left out: numbers that some versions of a library store and others make.
-    """
+def state_digest(network: Any) -> str:
+    """Hash of every tensor of a model, names included: the identity of the space that its towers share."""
     return tensors_digest(network.state_dict())
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ...cache.errors import EncoderError
 from .base import Encoder, Item, Modality, Space, Vectors, digest
-from .open_clip_build import state_digest
+from .open_clip_build import tensors_digest
 from .sentence_folder import folder_of, split_prompt
 from .torchvision_shim import prepare_torchvision
 
@@ -82,7 +82,9 @@ class SentenceFamily:
         text = _prompt_text(network, asked, repo)
         named = Path(repo).expanduser().name if Path(repo).expanduser().is_dir() else repo
         name = f"sentence:{named}" + (f"@{asked}" if asked else "")
-        space = Space(state_digest(network, skip="position_ids"), Path(named).name.lower())
+        # Some versions of transformers store the position numbers, others make them.
+        stored = {key: value for key, value in network.state_dict().items() if not key.endswith("position_ids")}
+        space = Space(tensors_digest(stored), Path(named).name.lower())
         dtype = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}[precision]
         network = getattr(network, dtype)().to(device).eval().requires_grad_(False)
         return SentenceEncoder(name, space, network, text, device, precision)

@@ -46,7 +46,7 @@ def carried(repo: str) -> Path | None:
 
 
 def cached_folder(repo: str, cache_dir: str | None = None) -> Path | None:
-    """The snapshot of a repository in the hub's cache where it has configuration and weights; never asks the network."""
+    """The snapshot of a repository in the hub's cache, configuration and weights; never asks the network."""
     config = cached_file(repo, list(CONFIGS), cache_dir)
     if config is None:
         return None
