@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from ..cache.errors import RecipeError
 from .recipe_checks import check_names
+from .recipe_tables import (
+    PATHS,
+    DamageRecipe,
+    EvalRecipe,
+    SpaceRecipe,
+    ValidationRecipe,
+    checked_compare,
+)
 from .settings import PLACES, FitSettings
 from .toml_text import to_toml
 
@@ -20,43 +28,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-class SpaceRecipe(BaseModel):
-    """The caches of one space: its side of the overlap, and caches of another modality as memory bank."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    overlap: str
-    bank: tuple[str, ...] = ()
-
-    @field_validator("bank", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-
-class EvalRecipe(BaseModel):
-    """One evaluation set: query, gallery, and what is relevant (equal keys unless pairs or a label say else)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    query: str
-    gallery: str
-    pairs: str | None = None
-    label: str | None = None
-
-
-class ValidationRecipe(BaseModel):
-    """The pair that early stopping looks at: query, gallery, and what is relevant, as in :class:`EvalRecipe`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    query: str
-    gallery: str
-    pairs: str | None = None
-    label: str | None = None
 
 
 class Recipe(BaseModel):
@@ -70,6 +41,9 @@ class Recipe(BaseModel):
     validation : ValidationRecipe, optional
         Where it is given, the weights that score best on it are the ones that a trained method keeps.
     eval : list of EvalRecipe
+    damage : list of DamageRecipe
+    compare : mapping of str to mapping
+        Settings of a fit by name of a row of ``cmcr compare``, in place of those under ``fit``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +52,8 @@ class Recipe(BaseModel):
     fit: FitSettings
     validation: ValidationRecipe | None = None
     eval: tuple[EvalRecipe, ...] = Field(default=())
+    damage: tuple[DamageRecipe, ...] = Field(default=())
+    compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
     _base: Path = PrivateAttr(default_factory=Path)
 
     @field_validator("space")
@@ -89,14 +65,20 @@ class Recipe(BaseModel):
             )
         return value
 
-    @field_validator("eval")
+    @field_validator("eval", "damage")
     @classmethod
-    def _one_name_each(cls, value: tuple[EvalRecipe, ...]) -> tuple[EvalRecipe, ...]:
+    def _one_name_each(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         names = [one.name for one in value]
         twice = [name for n, name in enumerate(names) if name in names[:n]]
         if twice:
-            raise ValueError(f"two evaluations are called {twice[0]!r}")
+            what = "evaluations" if info.field_name == "eval" else "tables [[damage]]"
+            raise ValueError(f"two {what} are called {twice[0]!r}")
         return value
+
+    @field_validator("compare")
+    @classmethod
+    def _settings_of_a_fit(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return checked_compare(value)
 
     @classmethod
     def from_flags(cls, spaces: Sequence[str], overrides: Sequence[str] = (), **fit: Any) -> Recipe:
@@ -164,11 +146,12 @@ class Recipe(BaseModel):
 
         def with_paths(one: BaseModel) -> dict[str, Any]:
             record = one.model_dump(exclude_none=True)
-            return {k: relative(v) if k in ("query", "gallery", "pairs") else v for k, v in record.items()}
+            return {k: relative(v) if k in PATHS else v for k, v in record.items()}
 
         more: dict[str, Any] = {} if self.validation is None else {"validation": with_paths(self.validation)}
-        if self.eval:
-            more["eval"] = [with_paths(one) for one in self.eval]
+        for kind, tables in (("eval", self.eval), ("damage", self.damage)):
+            if tables:
+                more[kind] = [with_paths(one) for one in tables]
         options = fit.pop("options", {})
         fit |= {"output": ".", **({"options": options} if options else {})}
         return to_toml({"space": spaces, "fit": fit, **more})
@@ -271,6 +254,7 @@ def _known_names(place: tuple[int | str, ...]) -> list[str]:
         "fit": FitSettings,
         "eval": EvalRecipe,
         "validation": ValidationRecipe,
+        "damage": DamageRecipe,
     }
     model = Recipe if len(place) == 1 else models[place[0]]
     return sorted(model.model_fields)

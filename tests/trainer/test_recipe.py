@@ -190,3 +190,51 @@ def test_the_shared_space_is_as_wide_as_the_kept_one() -> None:
     assert FitSettings(method="m", keep="clip").shared_dim(dims) == 20
     assert FitSettings(method="m").shared_dim(dims) == 512
     assert FitSettings(method="m", keep="clip", projector={"clap": "half"}).head_kind("clip") == "identity"
+
+
+EXTRA = """
+[[damage]]
+name = "photographs"
+query = "caches/photos"
+classes = "caches/class-names"
+label = "label"
+[compare.ridge]
+options = { penalty = "auto" }
+[compare.plain]
+method = "procrustes"
+"""
+
+
+def test_tables_of_damage_and_comparison_are_read_and_damage_is_kept(tmp_path: Path) -> None:
+    place = tmp_path / "connect.toml"
+    place.write_text(TEN_LINES + 'label = "label"\nno_class = ["other"]\ndistractors = false\n' + EXTRA)
+    read = load_recipe(place, ["compare.c-mcr.lr=3e-4"])
+    assert read.eval[0].by_class
+    assert (read.eval[0].no_class, read.eval[0].distractors, read.eval[0].ks) == (("other",), False, (1, 5, 10))
+    assert read.compare == {
+        "ridge": {"options": {"penalty": "auto"}}, "plain": {"method": "procrustes"}, "c-mcr": {"lr": 3e-4},
+    }  # fmt: skip
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "recipe.toml").write_text(read.resolved(tmp_path / "deep"))
+    again = load_recipe(tmp_path / "deep" / "recipe.toml")
+    assert again.damage[0].classes == "../caches/class-names"
+    assert again.eval[0].no_class == ("other",)
+    assert again.compare == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("macro = true", "need a label"),
+        ("ks = [0, 5]", "cut-offs"),
+        ('[[damage]]\nname = "x"\nquery = "q"', "one of the two"),
+        ('[[damage]]\nname = "x"\nquery = "q"\nclasses = "c"', "zero-shot needs label"),
+        ('[[damage]]\nname = "x"\nquery = "q"\nclases = "c"', "did you mean 'classes'"),
+        ("[compare.c-mcr]\nepoch = 3", "did you mean 'epochs'"),
+        ("[compare.c-mcr]\nseed = 3", "unknown key 'seed'"),
+    ],
+)
+def test_wrong_tables_of_evaluation_damage_and_comparison_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "connect.toml").write_text(TEN_LINES + text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "connect.toml")
