@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ..cache import fsio
-from ..cache._version import __version__
-from ..cache.errors import CacheError, CmcrError
+from ..cache.errors import CmcrError
 from ..cache.reader import Cache
 from ..trainer.connector import Connector
 from ..trainer.device import resolve_device
-from ..trainer.metrics import RetrievalMetrics, chance, retrieval_metrics
+from ..trainer.metrics import RetrievalMetrics, both_directions, chance
 from ..trainer.ranking import Relevance
+from .evaluation.results import check_place, digest_of_file, existing_result, subject, write_result
+from .evaluation.rows import check_one_space, shared_rows
 from .relevance import relevance_of
-from .shared import SharedView, Vectors, as_cache, as_connector, connector_fingerprint
+from .shared import SharedView, as_cache, as_connector
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT, VERSION = "cmcr-evaluation", 1
 PROTOCOLS = ("retrieval",)
-READ_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,11 @@ class RetrievalSettings:
             return f"pairs listed in {Path(self.pairs).name}"
         return "equal key" if self.label is None else f"equal label {self.label!r}"
 
+    def record(self) -> dict[str, Any]:
+        """What of this decides figures, JSON-able."""
+        pairs = {} if self.pairs is None or self.label is not None else {"pairs": digest_of_file(self.pairs)}
+        return {"relevant": self.rule, "ties": self.ties, "cut_offs": list(self.ks), **pairs}
+
 
 @dataclass(frozen=True)
 class RetrievalReport:
@@ -100,18 +99,26 @@ class RetrievalReport:
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record; equal input gives equal content."""
         return {
-            "format": FORMAT,
-            "version": VERSION,
             **self.record,
             "query_to_gallery": {**self.there.to_json(), "chance": self.chance_there.to_json()},
             "gallery_to_query": {**self.back.to_json(), "chance": self.chance_back.to_json()},
         }
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RetrievalReport:
+        """A report as it was written; without the measures of single queries."""
+        sides = [record["query_to_gallery"], record["gallery_to_query"]]
+        there, back = (RetrievalMetrics.from_json(side) for side in sides)
+        random_there, random_back = (RetrievalMetrics.from_json(side["chance"]) for side in sides)
+        rest = {name: value for name, value in record.items() if name not in ("query_to_gallery", "gallery_to_query")}
+        return cls(there, back, random_there, random_back, rest)
+
     def table(self) -> Table:
         """The figures as a table for the terminal; shares in percent."""
         from rich.table import Table
 
-        names = [f"R@{k}" for k in self.there.recall] + ["mAP", "macro_mAP", "MRR", "median_rank"]
+        names = [f"R@{k}" for k in self.there.recall] + [f"true_R@{k}" for k in self.there.true_recall]
+        names += ["mAP", "macro_mAP", "MRR", "nDCG@10", "median_rank"]
         rows = [
             (f"{self.record['query']['name']} → {self.record['gallery']['name']}", self.there.to_json()),
             ("  chance", self.chance_there.to_json()),
@@ -139,14 +146,17 @@ def evaluate(
     connector: Connector | str | Path | None = None,
     output: str | Path | None = None,
     device: str | None = None,
+    skip_existing: bool = False,
     **settings: Any,
 ) -> RetrievalReport:
     """Evaluate how queries and gallery find each other, by cosine in the shared space.
 
+    Memory is a tile of scores and a few numbers for each relevant pair; rows are read in pieces.
+
     Parameters
     ----------
     protocol : str
-        ``retrieval``.
+        ``retrieval``; the other protocols have functions of their own in ``cmcr.pipeline.evaluation``.
     query, gallery : Cache or path
         Raw caches of the connector's spaces, or projected by it. Without a connector both must be in one space.
     connector : Connector or path, optional
@@ -154,6 +164,8 @@ def evaluate(
         A JSON file, written atomically: figures, connector, content of the caches, protocol and versions.
     device : str, optional
         Where heads and scores are computed; where the connector is, if not said.
+    skip_existing : bool
+        Return what ``output`` holds where it is of this very connector, these caches, settings and versions.
     **settings
         Fields of :class:`RetrievalSettings`: ``pairs``, ``label``, ``ks``, ``ties``, ``block``.
 
@@ -165,20 +177,19 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise CmcrError(f"There is no protocol {protocol!r}.", todo=f"one of: {', '.join(PROTOCOLS)}")
     chosen = _settings(settings)
+    place = check_place(output, skip_existing)
     loaded = None if connector is None else as_connector(connector, device)
-    left, right = as_cache(query), as_cache(gallery)
-    for name, cache in (("query", left), ("gallery", right)):
-        if not len(cache):
-            raise CacheError(f"The {name} cache has no rows.", where=str(cache.path), todo="encode a corpus into it")
-    views = SharedView(left, loaded), SharedView(right, loaded)
-    if loaded is None:
-        _check_one_space(left, right)
-    relevant = relevance_of(left, right, pairs=chosen.pairs, label=chosen.label)
-    place = str(loaded.device if loaded is not None else resolve_device(device or "cpu"))
-    record = _record(protocol, loaded, views, chosen)
-    report = _measure(matrix(views[0]), matrix(views[1]), relevant, chosen, record, place)
-    if output is not None:
-        write_report(report, Path(output))
+    views = {name: SharedView(as_cache(cache), loaded) for name, cache in (("query", query), ("gallery", gallery))}
+    check_one_space(views, loaded)
+    record = subject("retrieval", loaded, views, chosen.record())
+    if place is not None and skip_existing and (found := existing_result(place, record)) is not None:
+        return RetrievalReport.from_json(found)
+    left, right = views.values()
+    relevant = relevance_of(left.cache, right.cache, pairs=chosen.pairs, label=chosen.label)
+    where = str(loaded.device if loaded is not None else resolve_device(device or "cpu"))
+    report = _measure(left, right, relevant, chosen, record, where)
+    if place is not None:
+        write_result(report.to_json(), place)
     return report
 
 
@@ -191,89 +202,25 @@ def _settings(given: dict[str, Any]) -> RetrievalSettings:
 
 
 def _measure(
-    queries: Vectors,
-    gallery: Vectors,
+    query: SharedView,
+    gallery: SharedView,
     relevant: Relevance,
     chosen: RetrievalSettings,
     record: Mapping[str, Any],
     device: str,
 ) -> RetrievalReport:
-    back = relevant.transposed()
     same: dict[str, Any] = {"ks": chosen.ks, "ties": chosen.ties, "block": chosen.block, "device": device}
+    with shared_rows(query) as asking, shared_rows(gallery) as asked:
+        there, back = both_directions(asking, asked, relevant, **same)
     return RetrievalReport(
-        there=retrieval_metrics(queries, gallery, relevant, **same),
-        back=retrieval_metrics(gallery, queries, back, **same),
+        there=there,
+        back=back,
         chance_there=chance(relevant, ks=chosen.ks),
-        chance_back=chance(back, ks=chosen.ks),
+        chance_back=chance(relevant.transposed(), ks=chosen.ks),
         record=record,
     )
 
 
-def matrix(view: SharedView) -> Vectors:
-    """All rows of a cache in the shared space: (N, D) float32, filled block by block."""
-    out = np.empty((len(view), view.dim), np.float32)
-    for start, block in view.blocks(READ_AT_ONCE):
-        out[start : start + len(block)] = block
-    return out
-
-
-def _check_one_space(left: Cache, right: Cache) -> None:
-    mine, theirs = left.manifest, right.manifest
-    if mine.space_id != theirs.space_id:
-        raise CacheError(
-            f"The caches are in different spaces: {mine.space_name} ({mine.space_id}) and {theirs.space_name} "
-            f"({theirs.space_id}).",
-            where=f"{left.path}; {right.path}",
-            todo="give the connector that joins them: --connector DIR",
-        )
-
-
-def _record(
-    protocol: str,
-    connector: Connector | None,
-    views: tuple[SharedView, SharedView],
-    chosen: RetrievalSettings,
-) -> dict[str, Any]:
-    """Everything that decides the figures, as values without times and absolute paths."""
-    joined = None
-    if connector is not None:
-        joined = {
-            "fingerprint": connector_fingerprint(connector),
-            "method": connector.info.method,
-            "spaces": {name: connector.info.spaces[name].id for name in connector.spaces},
-        }
-    sides = {name: _side(view) for name, view in zip(("query", "gallery"), views, strict=True)}
-    return {
-        "protocol": protocol,
-        "relevant": chosen.rule,
-        "ties": chosen.ties,
-        "connector": joined,
-        **sides,
-        "versions": {"cmcr": __version__, "torch": version("torch"), "numpy": version("numpy")},
-    }
-
-
-def _side(view: SharedView) -> dict[str, Any]:
-    cache, manifest = view.cache, view.cache.manifest
-    return {
-        "name": Path(cache.path).resolve().name,
-        "content": cache.content_id(),
-        "rows": len(cache),
-        "space": manifest.space_name,
-        "space_id": manifest.space_id,
-        "head": view.head,
-        "modality": manifest.modality,
-        "encoder": manifest.encoder,
-    }
-
-
 def write_report(report: RetrievalReport, path: Path) -> None:
     """Write the JSON record of a report, atomically; its folder is made where it is missing."""
-    if path.is_dir():
-        raise CmcrError(
-            "The output is a folder, not a file.", where=str(path), todo="name a file: --output figures.json"
-        )
-    with fsio.naming_folder(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report.to_json(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    fsio.write_atomic(path, text.encode())
+    write_result(report.to_json(), path)

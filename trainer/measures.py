@@ -22,12 +22,13 @@ Settings = tuple[tuple[int, ...], int, Ties]  # cut-offs of recall and precision
 class PerQuery:
     """Measures of each query that has a relevant item.
 
-    ``query`` (Q',) row; ``recall`` and ``precision`` (Q', len(ks)); ``ap``, ``first`` (rank of the first relevant
-    item), ``rr`` and ``ndcg`` (Q',).
+    ``query`` (Q',) row; ``recall`` (any hit), ``true_recall`` and ``precision`` (Q', len(ks)); ``ap``, ``first`` (rank
+    of the first relevant item), ``rr`` and ``ndcg`` (Q',).
     """
 
     query: Ints
     recall: Floats
+    true_recall: Floats
     precision: Floats
     ap: Floats
     first: Floats
@@ -75,10 +76,12 @@ def block_measures(where: Places, count: int, start: int, gallery: int, settings
     high, size, hits = groups.higher[leading], groups.size[leading], groups.hits[leading]
     if ties == "optimistic":
         size, hits = np.ones_like(size), np.ones_like(hits)
+    found = np.stack([_found(ranked, count, k)[keep] for k in ks], 1)  # (Q', len(ks))
     return PerQuery(
         query=start + keep,
         recall=np.stack([_any_hit(high, size, hits, k) for k in ks], 1),
-        precision=np.stack([_precision(ranked, count, k)[keep] for k in ks], 1),
+        true_recall=found / relevant[keep, None],
+        precision=found / np.asarray(ks),
         ap=_average_precision(ranked, relevant, gallery)[keep],
         # the mean of the least of r draws from 1..n without repetition is (n + 1) / (r + 1)
         first=(high + (size + 1) / (hits + 1)).astype(np.float64),
@@ -97,11 +100,10 @@ def _any_hit(high: Ints, size: Ints, hits: Ints, k: int) -> Floats:
     return 1 - miss
 
 
-def _precision(groups: _TieGroups, count: int, k: int) -> Floats:
-    """Expected relevant items among the first k, over k. (count,)"""
+def _found(groups: _TieGroups, count: int, k: int) -> Floats:
+    """Expected number of relevant items among the first k. (count,)"""
     inside = groups.hits * np.clip(k - groups.higher, 0, groups.size) / groups.size
-    out: Floats = np.bincount(groups.query, inside, minlength=count) / k
-    return out
+    return np.bincount(groups.query, inside, minlength=count).astype(np.float64)
 
 
 def _harmonic(gallery: int) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from ..cache.errors import CmcrError
 from .measures import Floats, PerQuery, Settings, Ties, block_measures
-from .ranking import Places, Relevance, Scores, places, score_blocks
+from .ranking import FEW, Places, Relevance, Scores, places
+from .scoring import Rows, as_rows, score_blocks, tiled_places
 
-# Scores held at once: 2^24 in float64 are 128 MB.
-_SCORES = 1 << 24
+Vectors = npt.NDArray[np.float32]
+# Scores, and relevant pairs, of the blocks of whole rows: 2^24 in float32 are 64 MB.
+_SCORES, _PAIRS = 1 << 24, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class RetrievalMetrics:
         The rule that equal scores were counted by.
     recall : mapping of int to float
         R@k: share of queries with at least one relevant item among the first k ("any hit").
+    true_recall : mapping of int to float
+        Mean share of a query's relevant items that are among the first k; R@k where each query has one.
     precision : mapping of int to float
         P@k: mean share of relevant items among the first k.
     mean_average_precision, mean_reciprocal_rank, ndcg, median_rank : float
@@ -44,6 +48,7 @@ class RetrievalMetrics:
     gallery: int
     ties: Ties
     recall: Mapping[int, float]
+    true_recall: Mapping[int, float]
     precision: Mapping[int, float]
     mean_average_precision: float
     mean_reciprocal_rank: float
@@ -61,6 +66,7 @@ class RetrievalMetrics:
             "median_rank": self.median_rank,
             "MRR": self.mean_reciprocal_rank,
             f"nDCG@{self.ndcg_at}": self.ndcg,
+            **{f"true_R@{k}": value for k, value in self.true_recall.items()},
             **{f"P@{k}": value for k, value in self.precision.items()},
             **self.macro,
             "queries": self.queries,
@@ -69,10 +75,37 @@ class RetrievalMetrics:
             "ties": self.ties,
         }
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RetrievalMetrics:
+        """Measures from what :meth:`to_json` gave; those of single queries are not part of it, and empty here."""
+
+        def cuts(prefix: str) -> dict[int, float]:
+            found = {name: value for name, value in record.items() if name.startswith(f"{prefix}@")}
+            return {int(name.rpartition("@")[2]): value for name, value in found.items()}
+
+        recall, ((ndcg_at, ndcg),) = cuts("R"), cuts("nDCG").items()
+        none, wide = np.empty(0), np.empty((0, len(recall)))
+        return cls(
+            queries=record["queries"],
+            skipped=record["skipped"],
+            gallery=record["gallery"],
+            ties=record["ties"],
+            recall=dict(sorted(recall.items())),
+            true_recall=dict(sorted(cuts("true_R").items())),
+            precision=dict(sorted(cuts("P").items())),
+            mean_average_precision=record["mAP"],
+            mean_reciprocal_rank=record["MRR"],
+            median_rank=record["median_rank"],
+            ndcg=ndcg,
+            ndcg_at=ndcg_at,
+            macro={name: value for name, value in record.items() if name.startswith("macro_")},
+            per_query=PerQuery(none.astype(np.int64), wide, wide, wide, none, none, none, none),
+        )
+
 
 def retrieval_metrics(
-    queries: npt.NDArray[np.float32],
-    gallery: npt.NDArray[np.float32],
+    queries: Vectors | Rows,
+    gallery: Vectors | Rows,
     relevance: Relevance,
     *,
     ks: Sequence[int] = (1, 5, 10),
@@ -85,8 +118,8 @@ def retrieval_metrics(
 
     Parameters
     ----------
-    queries, gallery : (Q, D) and (G, D)
-        Vectors of the shared space; cosines are computed in float64 and rounded to 2^-24.
+    queries, gallery : (Q, D) and (G, D), arrays or Rows
+        Vectors of the shared space; cosines are computed in float64 and rounded to 2^-24. Rows are read in pieces.
     relevance : Relevance
         Which gallery rows are relevant to each query.
     ks : sequence of int
@@ -98,30 +131,66 @@ def retrieval_metrics(
     ndcg_at : int
         Cut-off of nDCG.
     block : int
-        Queries at once; made smaller where a block of scores would take over 128 MB.
+        Queries at once.
     device : str
         Where the scores are computed.
     """
-    if np.ndim(queries) != 2 or np.ndim(gallery) != 2 or queries.shape[1] != gallery.shape[1]:
-        raise CmcrError(
-            f"queries {np.shape(queries)} and gallery {np.shape(gallery)} are not vectors of one dimension",
-            todo="project both through the same connector",
-        )
-    if (len(queries), len(gallery)) != (len(relevance), relevance.gallery):
-        raise CmcrError(
-            f"relevance is for {len(relevance)} queries and {relevance.gallery} gallery items; "
-            f"there are {len(queries)} and {len(gallery)}"
-        )
-    size = max(1, min(block, _SCORES // max(1, len(gallery))))
-    return rank_metrics(score_blocks(queries, gallery, size, device), relevance, ks=ks, ties=ties, ndcg_at=ndcg_at)
+    settings = _settings(ks, ndcg_at, ties)
+    asking, asked = _checked(queries, gallery, relevance)
+    place = _float64_device(device)
+    if _is_sparse(relevance):
+        in_order = settings[2] == "optimistic"
+        there, _ = tiled_places(asking, asked, relevance, block=block, device=place, in_order=in_order, both=False)
+        return _of_places(there, relevance, settings)
+    most = int(relevance.counts().max(initial=1))
+    size = max(1, min(block, _SCORES // max(1, len(asked)), _PAIRS // max(1, most)))
+    return _of_blocks(score_blocks(asking, asked, size, place), relevance, settings)
 
 
 def both_directions(
-    queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], relevance: Relevance, **settings: Any
+    queries: Vectors | Rows, gallery: Vectors | Rows, relevance: Relevance, **settings: Any
 ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
-    """Query to gallery, then gallery to query; settings as in :func:`retrieval_metrics`."""
-    there = retrieval_metrics(queries, gallery, relevance, **settings)
-    return there, retrieval_metrics(gallery, queries, relevance.transposed(), **settings)
+    """Query to gallery, then gallery to query; settings as in :func:`retrieval_metrics`.
+
+    Where relevant items are few, both come from one pass over the scores.
+    """
+    back = relevance.transposed()
+    if not _is_sparse(relevance):
+        there = retrieval_metrics(queries, gallery, relevance, **settings)
+        return there, retrieval_metrics(gallery, queries, back, **settings)
+    cuts = _settings(settings.get("ks", (1, 5, 10)), settings.get("ndcg_at", 10), settings.get("ties", "expected"))
+    asking, asked = _checked(queries, gallery, relevance)
+    place = _float64_device(settings.get("device", "cpu"))
+    in_order, block = cuts[2] == "optimistic", settings.get("block", 1024)
+    one, other = tiled_places(asking, asked, relevance, block=block, device=place, in_order=in_order, both=True)
+    assert other is not None
+    return _of_places(one, relevance, cuts), _of_places(other, back, cuts)
+
+
+def _is_sparse(relevance: Relevance) -> bool:
+    """Whether there are so few relevant pairs that counting for each of them beats sorting whole rows of scores."""
+    return int(relevance.counts().sum()) <= FEW * max(len(relevance), relevance.gallery)
+
+
+def _float64_device(device: str) -> str:
+    """The device, or the CPU in place of one that has no float64."""
+    return "cpu" if device.startswith("mps") else device
+
+
+def _checked(queries: Vectors | Rows, gallery: Vectors | Rows, relevance: Relevance) -> tuple[Rows, Rows]:
+    asking, asked = as_rows(queries), as_rows(gallery)
+    if asking.dim != asked.dim:
+        raise CmcrError(
+            f"queries ({len(asking)}, {asking.dim}) and gallery ({len(asked)}, {asked.dim}) are not vectors of one "
+            "dimension",
+            todo="project both through the same connector",
+        )
+    if (len(asking), len(asked)) != (len(relevance), relevance.gallery):
+        raise CmcrError(
+            f"relevance is for {len(relevance)} queries and {relevance.gallery} gallery items; "
+            f"there are {len(asking)} and {len(asked)}"
+        )
+    return asking, asked
 
 
 def chance(relevance: Relevance, *, ks: Sequence[int] = (1, 5, 10), ndcg_at: int = 10) -> RetrievalMetrics:
@@ -142,26 +211,37 @@ def rank_metrics(
     ndcg_at: int = 10,
 ) -> RetrievalMetrics:
     """Measures from any scores: blocks (number of the first query, (B, G)), higher is better, no NaN."""
+    return _of_blocks(scores, relevance, _settings(ks, ndcg_at, ties))
+
+
+def _settings(ks: Sequence[int], ndcg_at: int, ties: Ties) -> Settings:
     if ties not in get_args(Ties) or not ks or min(ks) < 1 or ndcg_at < 1:
         raise CmcrError(
             f"ties is {ties!r} and cut-offs are {list(ks)}", todo="ties: expected or optimistic; cut-offs from 1"
         )
-    settings: Settings = (tuple(ks), ndcg_at, ties)
-    parts = list(_measured(scores, relevance, settings))
-    return _summary(parts, relevance, settings)
+    return tuple(ks), ndcg_at, ties
 
 
-def _measured(scores: Iterable[tuple[int, Scores]], relevance: Relevance, settings: Settings) -> Iterator[PerQuery]:
+def _of_blocks(scores: Iterable[tuple[int, Scores]], relevance: Relevance, settings: Settings) -> RetrievalMetrics:
+    """Measures from blocks of whole rows of scores."""
+    parts = []
     for start, block in scores:
         query, item = relevance.rows(start, start + block.shape[0])
         where = places(block, query, item, in_order=settings[2] == "optimistic")
-        yield block_measures(where, block.shape[0], start, relevance.gallery, settings)
+        parts.append(block_measures(where, block.shape[0], start, relevance.gallery, settings))
+    return _summary(parts, relevance, settings)
+
+
+def _of_places(where: Places, relevance: Relevance, settings: Settings) -> RetrievalMetrics:
+    """Measures from the places of all relevant pairs at once."""
+    part = block_measures(where, len(relevance), 0, relevance.gallery, settings)
+    return _summary([part], relevance, settings)
 
 
 def _summary(parts: Sequence[PerQuery], relevance: Relevance, settings: Settings) -> RetrievalMetrics:
     """Means over the queries that have a relevant item."""
     ks, ndcg_at, ties = settings
-    names = ("query", "recall", "precision", "ap", "first", "rr", "ndcg")
+    names = ("query", "recall", "true_recall", "precision", "ap", "first", "rr", "ndcg")
     queries = int((relevance.counts() > 0).sum())
     if not queries:
         raise CmcrError(
@@ -175,6 +255,7 @@ def _summary(parts: Sequence[PerQuery], relevance: Relevance, settings: Settings
         gallery=relevance.gallery,
         ties=ties,
         recall=dict(zip(ks, map(float, every.recall.mean(0)), strict=True)),
+        true_recall=dict(zip(ks, map(float, every.true_recall.mean(0)), strict=True)),
         precision=dict(zip(ks, map(float, every.precision.mean(0)), strict=True)),
         mean_average_precision=float(every.ap.mean()),
         mean_reciprocal_rank=float(every.rr.mean()),

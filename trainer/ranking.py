@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ..cache.errors import CmcrError
 
@@ -17,8 +15,7 @@ Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 _CAPTION_NUMBER = re.compile(r"#\d+$")
 # Up to this many relevant items a query, one pass over the scores for each beats sorting the row.
-_FEW = 8
-_GRID = 1 << 24
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ def places(scores: Scores, query: Ints, item: Ints, *, in_order: bool = False) -
     """Places of the relevant pairs (query, item), (nnz,) each, under scores (B, G), in O(B G) memory."""
     target = scores[query, item]  # (nnz,)
     counts = np.bincount(query, minlength=len(scores))  # (B,)
-    higher, equal = (_count if counts.max(initial=0) <= _FEW else _search)(scores, query, target)
+    higher, equal = (_count if counts.max(initial=0) <= FEW else _search)(scores, query, target)
     before = _earlier_equals(scores, query, item, higher) if in_order else np.zeros_like(higher)
     return Places(query, higher, equal, before)
 
@@ -208,26 +205,3 @@ def _earlier_equals(scores: Scores, query: Ints, item: Ints, higher: Ints) -> In
     np.put_along_axis(place, order, np.broadcast_to(np.arange(scores.shape[1]), order.shape), axis=1)
     out: Ints = place[query, item] - higher
     return out
-
-
-def score_blocks(
-    queries: npt.NDArray[np.float32], gallery: npt.NDArray[np.float32], block: int, device: str = "cpu"
-) -> Iterator[tuple[int, Scores]]:
-    """Cosines in blocks: (number of the first query, (B, G) float32); equal gallery rows tie.
-
-    Computed in float64 and rounded to multiples of 2^-24 (6e-8, float32 near 1), so that order and ties do not hang on
-    block size, threads or library: a float32 product gives the same pair another last bit at another place.
-    """
-    bank = _unit(np.asarray(gallery, np.float32), "gallery").to(device)  # (G, D)
-    for start in range(0, len(queries), block):
-        part = _unit(np.asarray(queries[start : start + block], np.float32), "query").to(device)  # (B, D)
-        scaled = part.mul_(_GRID) @ bank.T  # (B, G)
-        yield start, scaled.round_().float().div_(_GRID).cpu().numpy()
-
-
-def _unit(rows: npt.NDArray[np.float32], name: str) -> Tensor:
-    """Unit rows in float64; a zero row stays zero."""
-    wide = torch.from_numpy(rows.astype(np.float64))
-    if not bool(torch.isfinite(wide).all()):
-        raise CmcrError(f"{name} vectors hold values that are not finite", todo="check the caches: `cmcr cache verify`")
-    return torch.nn.functional.normalize(wide, dim=1)
