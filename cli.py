@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="List, inspect, verify and import embedding caches.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Published evaluation protocols over caches.", no_args_is_help=True)
-connector_app = typer.Typer(help="Inspect connectors.", no_args_is_help=True)
+connector_app = typer.Typer(help="Inspect, import, export and chain connectors.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(connector_app, name="connector")
@@ -416,6 +416,58 @@ def connector_info(folder: Annotated[Path, typer.Argument(help="Connector folder
 
     loaded = Loaded.load(folder)
     _show(terminal.connector_lines(loaded), jsonlib.loads((folder / "config.json").read_text(encoding="utf-8")), json)
+
+
+def _made(connector: Any, output: Path, overwrite: bool, json: bool) -> None:
+    """Write a connector that no fit made, and say what it is."""
+    from .trainer.made_folder import write_made
+
+    connector_info(write_made(connector, output, overwrite=overwrite), json=json)
+
+
+@connector_app.command("import")
+def connector_import(
+    file: Annotated[Path, typer.Argument(help="clap_clip.pt, ulip_clip.pt, ex_clap.pt or ex_ulip.pt.")],
+    output: Output,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="clap_clip, ulip_clip, ex_clap or ex_ulip; else by its keys.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make a connector from a published checkpoint of C-MCR or Ex-MCR."""
+    from .trainer.official import import_official
+
+    _made(import_official(file, kind), output, overwrite, json)
+
+
+@connector_app.command("chain")
+def connector_chain(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more connectors that keep the same space.")],
+    output: Output,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Make one connector from several that keep the same space: audio to 3D through an untouched CLIP, say."""
+    from .trainer.chain import chain_folders
+
+    _made(chain_folders(folders), output, overwrite, json)
+
+
+@connector_app.command("export")
+def connector_export(
+    folder: Annotated[Path, typer.Argument(help="Connector folder.")],
+    output: Annotated[Path, typer.Option("--output", help="File to write.")],
+    format: Annotated[
+        str, typer.Option("--format", help="official: the authors' state dict; onnx: one head, needs the extra onnx.")
+    ] = "official",
+    kind: Annotated[str | None, typer.Option("--kind", help="official: which checkpoint, where several fit.")] = None,
+    space: Annotated[str | None, typer.Option("--space", help="onnx: whose head, where several are trained.")] = None,
+) -> None:
+    """Write a connector's heads for other programs."""
+    from .trainer.export import export
+
+    _show([f"written: {export(folder, output, format=format, kind=kind, space=space)}"], None, False)
 
 
 def _maybe(silent: bool, make: Any) -> Any:

@@ -19,6 +19,9 @@ COMMANDS = (
     ("cache", "verify"),
     ("cache", "import"),
     ("connector", "info"),
+    ("connector", "import"),
+    ("connector", "export"),
+    ("connector", "chain"),
 )
 HEAD = """# Commands
 

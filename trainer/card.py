@@ -35,24 +35,41 @@ def model_card(connector: Connector) -> str:
 
 
 def _head(connector: Connector) -> str:
-    names = " and ".join(connector.spaces)
+    names = _listed(list(connector.spaces))
     pairs = _new_pairs(connector)
     gains = f" It compares {_listed(pairs)}, which no training pair ever joined." if pairs else ""
     return (
         f"# Connector of {names}\n\n"
-        f"Heads that take vectors of {names} into one shared space of {connector.dim} dimensions. The method "
-        f"`{connector.info.method}` made them from cached vectors of frozen encoders, through a modality that both "
-        f"spaces have ([C-MCR](https://arxiv.org/abs/2305.14381)).{gains}"
+        f"Heads that take vectors of {names} into one shared space of {connector.dim} dimensions. "
+        f"{_origin(connector)}{gains}"
+    )
+
+
+def _origin(connector: Connector) -> str:
+    """Where the heads come from, in a sentence."""
+    made = connector.info.made_from
+    if "imported" in made:
+        source = made["imported"]["source"]
+        return f"They are published weights, imported from `{source}` (method `{connector.info.method}`)."
+    if "chain" in made:
+        parts = _listed([f"{' + '.join(part['spaces'])} (`{part['method']}`)" for part in made["chain"]])
+        return f"They come from connectors that keep the same space, chained: {parts}."
+    return (
+        f"The method `{connector.info.method}` made them from cached vectors of frozen encoders, through a modality "
+        "that both spaces have ([C-MCR](https://arxiv.org/abs/2305.14381))."
     )
 
 
 def _new_pairs(connector: Connector) -> list[str]:
-    """Pairs of modalities that only the connector joins: one of each space, not one that both have."""
-    spaces = list(connector.info.spaces.values())
-    if len(spaces) != 2:
-        return []
-    first, second = (set(space.modalities) for space in spaces)
-    return [f"{a} with {b}" for a in sorted(first - second) for b in sorted(second - first)]
+    """Pairs of modalities that only the connector joins: no single space has both."""
+    spaces = [{*space.modalities, *space.encoders} for space in connector.info.spaces.values()]
+    known = sorted(set().union(*spaces))
+    return [
+        f"{a} with {b}"
+        for i, a in enumerate(known)
+        for b in known[i + 1 :]
+        if not any({a, b} <= space for space in spaces)
+    ]
 
 
 def _listed(names: list[str]) -> str:
@@ -84,6 +101,9 @@ def describe_head(spec: ProjectorSpec) -> str:
         return ", ".join(part for part in parts if part)
     if spec.kind == "half":
         return f"Linear {spec.dim_in}-{spec.dim_out}, BN, ReLU"
+    if spec.kind == "decoupled":
+        mlps = f"Linear {spec.dim_in}-{spec.hidden}-{spec.dim_out} and {spec.dim_out}-{spec.hidden}-{spec.dim_out}"
+        return f"Linear {spec.dim_in}-{spec.dim_in}, then two MLPs: {mlps}, BN after each layer, ReLU inside"
     if spec.kind == "mlp":
         return f"Linear {spec.dim_in}-{spec.hidden}, BN, ReLU, Linear {spec.hidden}-{spec.dim_out}, BN"
     return f"softmax over {spec.rows:,} overlap items at scale {spec.scale:g}" + (f", {centring}" if centring else "")
@@ -138,6 +158,8 @@ def _source_spaces(connector: Connector) -> str:
 
 def _made_from(connector: Connector) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(connector.info.versions.items()))
+    if {"imported", "chain"} & set(connector.info.made_from):
+        return f"## Made from\n\n```json\n{_pretty(connector.info.made_from)}\n```\n\nVersions: {versions or UNKNOWN}."
     steps = (
         f"`{connector.info.method}` is computed in closed form: there is no training curve."
         if connector.info.method in _CLOSED_FORM

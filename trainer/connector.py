@@ -211,6 +211,13 @@ class Connector:
         heads, info = load(Path(folder))
         return cls(heads, info)
 
+    @staticmethod
+    def chain(first: Connector, second: Connector) -> Connector:
+        """One connector from two that keep the same space as it is; see :func:`cmcr.trainer.chain.chain`."""
+        from .chain import chain
+
+        return chain(first, second)
+
 
 def _listed(names: Mapping[str, Any]) -> str:
     return ", ".join(sorted(names)) or "none"
