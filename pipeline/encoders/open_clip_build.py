@@ -156,7 +156,7 @@ def tensors_digest(state: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         running.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        running.update(memoryview(flat.view(torch.uint8).numpy()))  # no copy of the weights
+        running.update(flat.view(torch.uint8).numpy().data)  # no copy of the weights
     return running.hexdigest()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...cache.errors import EncoderError, MissingWeightsError
-from .hub import cached_file, endpoint, offline_by_choice, reachable
+from .hub import cached_file, cached_url, endpoint, offline_by_choice, reachable
 
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 CUSTOM = "custom"
@@ -200,18 +200,18 @@ def file_of_tag(choice: Choice, modality: str, cache_dir: str | None = None) -> 
     MissingWeightsError
         If the file is not in the cache and cannot be downloaded.
     """
-    from open_clip.constants import HF_WEIGHTS_NAME
-    from open_clip.pretrained import _get_safe_alternatives, download_pretrained
+    from open_clip.pretrained import download_pretrained
 
     settings = tag_settings(choice.model, choice.tag or "")
-    repo, name = _repo_and_file(settings, HF_WEIGHTS_NAME)
+    repo, names, url = published_file(choice)
     if repo:
-        found = cached_file(repo, [*_get_safe_alternatives(name), name], cache_dir)
+        found = cached_file(repo, list(names), cache_dir)
         host = endpoint()
     else:
-        local = Path(cache_dir or "~/.cache/clip").expanduser() / Path(str(settings["url"])).name
-        found = str(local) if local.is_file() else None
-        host = str(settings["url"])
+        local = Path(cache_dir or "~/.cache/clip").expanduser() / Path(url).name
+        pulled = cached_url(url)
+        found = str(local) if local.is_file() else str(pulled) if pulled else None
+        host = url
     if found is not None:
         return Path(found)
     if not reachable(host):
@@ -222,6 +222,16 @@ def file_of_tag(choice: Choice, modality: str, cache_dir: str | None = None) -> 
         return Path(download_pretrained(dict(settings), cache_dir=cache_dir))
     except (OSError, RuntimeError, ValueError) as error:
         raise missing(choice, modality, f"the download failed: {error}") from error
+
+
+def published_file(choice: Choice) -> tuple[str, tuple[str, ...], str]:
+    """Repository, file names from the best form down, and plain address of a tag; repository or address is empty."""
+    from open_clip.constants import HF_WEIGHTS_NAME
+    from open_clip.pretrained import _get_safe_alternatives
+
+    settings = tag_settings(choice.model, choice.tag or "")
+    repo, name = _repo_and_file(settings, HF_WEIGHTS_NAME)
+    return repo, (*_get_safe_alternatives(name), name) if repo else (), "" if repo else str(settings["url"])
 
 
 def _repo_and_file(settings: Mapping[str, Any], default: str) -> tuple[str, str]:
