@@ -304,3 +304,26 @@ def test_a_fit_killed_from_outside_at_any_time_ends_in_the_same_bytes(world: Pat
         fit(recipe, output=world / "torn")
     (world / "torn" / "checkpoint.safetensors").unlink(missing_ok=True)
     assert files(world / "torn") == files(calm.folder)
+
+
+@pytest.mark.parametrize("method", ["procrustes", "ridge", "bridge", "c-mcr"])
+@pytest.mark.parametrize("keep", ["clap", "clip"])
+def test_a_kept_space_is_untouched_and_the_other_one_is_mapped_into_it(world: Path, method: str, keep: str) -> None:
+    connector = fit(world / "recipe.toml", method=method, keep=keep, epochs=30).connector
+    other = "clip" if keep == "clap" else "clap"
+    kept, mapped = (open_cache(world / f"text-{name}").rows(np.arange(600)) for name in (keep, other))
+    assert connector.kept == (keep,)
+    assert connector.dim == kept.shape[1]
+    np.testing.assert_allclose(connector.project(kept, keep), kept, atol=1e-6)
+    found = connector.similarity(mapped, kept, (other, keep)).argmax(1)
+    assert (found == np.arange(600)).mean() > 0.05  # chance is 1 / 600
+
+
+def test_what_cannot_keep_a_space_says_so(world: Path) -> None:
+    with pytest.raises(RecipeError, match="subtracts a mean from 'clip'"):
+        fit(world / "recipe.toml", method="ridge", keep="clip", options={"centre": "banks"})
+    with pytest.raises(FitError, match="does not keep 'clip' as it is"):  # the narrower space gets zeros
+        fit(world / "recipe.toml", method="identity", keep="clip")
+    assert not (world / "out" / "config.json").exists()
+    with pytest.raises(RecipeError, match=r"the head of 'clip' is the identity; it has 20 dimensions"):
+        fit(world / "recipe.toml", projector={"clip": "identity"}, overwrite=True)

@@ -63,7 +63,7 @@ def pairs_of(
 
 
 def connect(pairs: FakePairs, method: str, **options: Any) -> Connector:
-    heads = get_method(method).fit(pairs, SimpleNamespace(options=options, seed=0), SimpleNamespace())  # type: ignore[arg-type]
+    heads = get_method(method).fit(pairs, FitSettings(method=method, options=options), SimpleNamespace())  # type: ignore[arg-type]
     return Connector(heads, ConnectorInfo({name: SpaceInfo(id=name) for name in heads}, method))
 
 
@@ -275,6 +275,7 @@ def test_methods_are_found_by_name_and_an_unknown_one_gets_a_suggestion() -> Non
 
 PLUGIN = """
 from cmcr.trainer.projectors import identity
+from cmcr.trainer.settings import FitSettings
 
 class Mine:
     name = "mine"

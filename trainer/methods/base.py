@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -118,6 +118,32 @@ def parse_options(kind: type[AnyOptions], settings: FitSettings, method: str) ->
             where=f"fit.options.{name}",
             todo=f"options of {method}: {known}",
         ) from None
+
+
+AnyCentred = TypeVar("AnyCentred", bound=CentredOptions)
+
+
+def towards_kept(pairs: Pairs, settings: FitSettings, options: AnyCentred) -> tuple[Pairs, AnyCentred]:
+    """The pairs with the space that is kept as the second one, which the first is mapped into.
+
+    A kept space loses no mean either, so ``centre`` is ``none`` then unless the recipe says otherwise.
+
+    Raises
+    ------
+    RecipeError
+        The recipe asks for a centring beside ``keep``.
+    """
+    if settings.keep is None:
+        return pairs, options
+    if "centre" in settings.options and options.centre != "none":
+        raise RecipeError(
+            f"centre = {options.centre!r} subtracts a mean from {settings.keep!r}, which is to be kept as it is",
+            where="fit.options.centre",
+            todo='drop keep, or set centre = "none"',
+        )
+    first, second = pairs.names
+    order = (second, first) if settings.keep == first else (first, second)
+    return replace(pairs, names=order), options.model_copy(update={"centre": "none"})
 
 
 def blocks(pairs: Pairs, size: int = _BLOCK) -> Iterator[tuple[Floats, Floats]]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from ..projectors import Projector, affine, bridge
-from .base import CentredOptions, FitRun, Floats, moments, parse_options, use_mean
+from .base import CentredOptions, FitRun, Floats, moments, parse_options, towards_kept, use_mean
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -50,7 +50,7 @@ class Bridge:
 
         Centred: keys and values are the overlap minus its means at unit length; queries and gallery lose theirs.
         """
-        options = parse_options(BridgeOptions, settings, self.name)
+        pairs, options = towards_kept(pairs, settings, parse_options(BridgeOptions, settings, self.name))
         first, second = pairs.names
         rows = sample_rows(pairs.N, options.rows, settings.seed)
         keys, values = pairs.overlap[first].rows(rows), pairs.overlap[second].rows(rows)  # (M, D1), (M, D2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..projectors import Projector, affine
-from .base import CentredOptions, FitRun, Floats, Moments, moments, parse_options, use_mean
+from .base import CentredOptions, FitRun, Floats, Moments, moments, parse_options, towards_kept, use_mean
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -35,7 +35,7 @@ class Procrustes:
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Heads of the two spaces, both into space 2."""
-        options = parse_options(CentredOptions, settings, self.name)
+        pairs, options = towards_kept(pairs, settings, parse_options(CentredOptions, settings, self.name))
         sums = moments(pairs)
         w = orthogonal_map(sums if options.centre == "none" else sums.centred())
         return mapped_heads(pairs, sums, w, options)

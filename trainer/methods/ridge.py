@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ..projectors import Projector
-from .base import CentredOptions, FitRun, Floats, Moments, moments, parse_options
+from .base import CentredOptions, FitRun, Floats, Moments, moments, parse_options, towards_kept
 from .procrustes import mapped_heads
 from .ridge_cv import GRID, CrossValidation, choose_penalty
 
@@ -59,7 +59,7 @@ class Ridge:
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Heads of the two spaces, both into space 2."""
-        options = parse_options(RidgeOptions, settings, self.name)
+        pairs, options = towards_kept(pairs, settings, parse_options(RidgeOptions, settings, self.name))
         centred = options.centre != "none"
         if options.penalty == "auto":
             found = choose_penalty(pairs, options.grid, options.folds, centred=centred, seed=settings.seed)
