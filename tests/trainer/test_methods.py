@@ -16,6 +16,7 @@ from cmcr.trainer.methods import get_method, method_names
 from cmcr.trainer.methods.base import wants_completion
 from cmcr.trainer.metrics import both_directions
 from cmcr.trainer.ranking import Relevance
+from cmcr.trainer.settings import FitSettings
 
 
 @dataclass
@@ -275,7 +276,6 @@ def test_methods_are_found_by_name_and_an_unknown_one_gets_a_suggestion() -> Non
 
 PLUGIN = """
 from cmcr.trainer.projectors import identity
-from cmcr.trainer.settings import FitSettings
 
 class Mine:
     name = "mine"
