@@ -47,6 +47,8 @@ connector_app = typer.Typer(help="Inspect, import, export and chain connectors."
 app.add_typer(cache_app, name="cache")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(connector_app, name="connector")
+encoders_app = typer.Typer(help="List, check and fetch encoders.", invoke_without_command=True)
+app.add_typer(encoders_app, name="encoders")
 
 Output = Annotated[Path, typer.Option("--output", help="Folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
@@ -468,6 +470,64 @@ def connector_export(
     from .trainer.export import export
 
     _show([f"written: {export(folder, output, format=format, kind=kind, space=space)}"], None, False)
+
+
+@encoders_app.callback()
+def encoders(context: typer.Context, json: Json = False) -> None:
+    """List families and well-known encoders: what is installed, what is missing, what adds it."""
+    if context.invoked_subcommand is not None:
+        return
+    from .pipeline.encoders.listing import list_encoders
+    from .pipeline.machine_lines import listing_lines
+
+    listing = list_encoders()
+    _show(listing_lines(listing), listing, json)
+
+
+@encoders_app.command("check")
+def encoders_check(
+    name: Annotated[str, typer.Argument(help="family:model/weights, a short name, or my.py:MyEncoder.")],
+    modality: Annotated[str | None, typer.Option("--modality", help="One tower only.")] = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    json: Json = False,
+) -> None:
+    """Load an encoder, encode one item, and say dimension, space, fingerprint and speed."""
+    from dataclasses import asdict
+
+    from .pipeline.encoders.check import check as run
+    from .pipeline.machine_lines import check_lines
+
+    chosen: Any = modality
+    checked = run(name, modality=chosen, device=device, precision=precision)
+    _show(check_lines(checked), [asdict(one) for one in checked], json)
+
+
+@encoders_app.command("pull")
+def encoders_pull(
+    names: Annotated[list[str], typer.Argument(help="Encoder names: clip, clap, sentence:ORG/REPO, ...")],
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fetch weights and tokenizers where there is network; run it again to go on after a cut."""
+    from .pipeline.encoders.pull import pull as run
+    from .pipeline.machine_lines import pull_lines
+    from .pipeline.progress import CountBar
+
+    silent = quiet or json
+    with _maybe(silent, lambda: CountBar("pull")) as progress:
+        report = run(names, say=None if silent else _say, progress=progress)
+    _show(pull_lines(report), report, json)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what is installed, which encoders work without network, and what to type next."""
+    from .pipeline.doctor import diagnose
+    from .pipeline.machine_lines import doctor_lines
+
+    diagnosis = diagnose()
+    _show(doctor_lines(diagnosis), diagnosis, json)
 
 
 def _maybe(silent: bool, make: Any) -> Any:

@@ -22,6 +22,10 @@ COMMANDS = (
     ("connector", "import"),
     ("connector", "export"),
     ("connector", "chain"),
+    ("encoders",),
+    ("encoders", "check"),
+    ("encoders", "pull"),
+    ("doctor",),
 )
 HEAD = """# Commands
 
