@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cache._version import __version__
 from ..cache.errors import ConnectorError
-from ..cache.fsio import write_atomic
+from ..cache.fsio import make_folder, naming_folder, write_atomic
 from .connector import DECLARED, Connector
 from .connector_info import ConnectorInfo, SpaceInfo
 from .official_layout import LAYOUTS, SPACES, Layout, OfficialHead, OfficialKind
@@ -96,10 +96,9 @@ def export_official(connector: Connector, path: str | Path, kind: OfficialKind |
     file = Path(path)
     data = io.BytesIO()
     torch.save(official_state(connector, kind), data)
-    try:
-        write_atomic(file, data.getvalue())
-    except OSError as error:
-        raise ConnectorError(f"the checkpoint cannot be written: {error.strerror or error}", where=str(file)) from error
+    with naming_folder(file.parent):
+        make_folder(file.parent)
+    write_atomic(file, data.getvalue())
     return file
 
 
@@ -212,8 +211,10 @@ def _check_tensors(state: Mapping[str, Any], layout: Layout, file: Path) -> None
 
 
 def _head(official: OfficialHead, state: Mapping[str, Tensor]) -> Projector:
-    head = build_projector(official.spec)
-    head.load_state_dict({name: state[key].detach().clone() for name, key in official.keys().items()}, strict=True)
+    with torch.device("meta"):  # no first weights that would be replaced at once
+        head = build_projector(official.spec)
+    own = {name: state[key].detach().clone().contiguous() for name, key in official.keys().items()}
+    head.load_state_dict(own, strict=True, assign=True)
     return head
 
 

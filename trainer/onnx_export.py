@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cache.errors import ConnectorError, MissingExtraError
-from ..cache.fsio import write_atomic
+from ..cache.fsio import make_folder, naming_folder, write_atomic
 from .connector import Connector
 from .projectors import Bridge, Projector
 
@@ -81,10 +81,9 @@ def export_onnx(connector: Connector, path: str | Path, space: str | None = None
         raise ConnectorError("torch's exporter gave no model", where=name)
     program.model.metadata_props["cmcr.space"] = name
     file = Path(path)
-    try:
-        write_atomic(file, program.model_proto.SerializeToString())
-    except OSError as error:
-        raise ConnectorError(f"the model cannot be written: {error.strerror or error}", where=str(file)) from error
+    with naming_folder(file.parent):
+        make_folder(file.parent)
+    write_atomic(file, program.model_proto.SerializeToString())
     return file
 
 
