@@ -174,9 +174,7 @@ def completed_cache(
     and a digest of what does not change as the query grows: its lineage, the bank's content and the settings. Of
     ``progress`` see :func:`complete`.
     """
-    bank = Bank(list(banks), rows=settings.bank_rows, seed=settings.seed)
-    name = _digest(["completion", lineage(query), bank.content_id(), settings.fingerprint_fields()])
-    place = (query.path.parent / "completions" if folder is None else folder) / f"{query.path.name}-{name}"
+    place = completion_place(query, Bank(list(banks), rows=settings.bank_rows, seed=settings.seed), settings, folder)
     report = complete(
         query,
         list(banks),
@@ -188,6 +186,12 @@ def completed_cache(
         progress=progress,
     )
     return open_cache(place), report
+
+
+def completion_place(query: Cache, bank: Bank, settings: CompletionSettings, folder: Path | None = None) -> Path:
+    """Where :func:`completed_cache` keeps the completion of a query from a bank; it may not be there yet."""
+    name = _digest(["completion", lineage(query), bank.content_id(), settings.fingerprint_fields()])
+    return (query.path.parent / "completions" if folder is None else folder) / f"{query.path.name}-{name}"
 
 
 def _settings(tau: float, bank_rows: int | None, seed: int) -> CompletionSettings:
