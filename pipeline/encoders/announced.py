@@ -50,13 +50,6 @@ class AnnouncedFamily:
 
 
 # Checkpoints of the paper, as its authors' repository names them (github.com/MCR-PEFT/C-MCR, README).
-LAION_CLAP = AnnouncedFamily(
-    name="laion_clap",
-    modalities=("audio", "text"),
-    file="630k-fusion-best.pt",
-    get="hf download lukewys/laion_clap 630k-fusion-best.pt",
-    sandbox="sandbox:clap",
-)
 ULIP = AnnouncedFamily(
     name="ulip",
     modalities=("pointcloud", "image", "text"),

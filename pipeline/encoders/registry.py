@@ -64,7 +64,7 @@ _BUILT_IN = {
         "open_clip", "CLIP and its kin", ".open_clip:OpenClipFamily", "open_clip", modalities=("text", "image")
     ),
     "laion_clap": FamilyInfo(
-        "laion_clap", "CLAP: audio, text (announced, not in this version)", ".announced:LAION_CLAP"
+        "laion_clap", "CLAP of LAION", ".laion_clap:LaionClapFamily", "laion_clap", modalities=("audio", "text")
     ),
     "ulip": FamilyInfo("ulip", "ULIP-2: pointcloud, image, text (announced, not in this version)", ".announced:ULIP"),
     "sentence": FamilyInfo(

@@ -94,8 +94,6 @@ def test_an_unknown_modality_or_precision_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "modality", "file", "get", "sandbox"),
     [
-        (None, "audio", "630k-fusion-best.pt", "hf download lukewys/laion_clap 630k-fusion-best.pt", "sandbox:clap"),
-        ("laion_clap:HTSAT-tiny/630k-audioset-best", "text", "630k-audioset-best.pt", "hf download", "sandbox:clap"),
         ("ulip2", "pointcloud", "pointbert_ULIP-2.pt", "github.com/salesforce/ULIP", "sandbox:ulip"),
     ],
 )
