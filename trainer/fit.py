@@ -28,8 +28,9 @@ from .methods import get_method
 from .methods.base import Method, wants_completion
 from .pairs import Pairs, load_pairs
 from .projectors import Projector
-from .recipe import Recipe, ValidationRecipe, load_recipe, make_recipe
+from .recipe import Recipe, load_recipe, make_recipe
 from .recipe_checks import check_evals
+from .recipe_tables import ValidationRecipe
 from .run_folder import EVENTS, METRICS, Progress, RunFolder
 from .settings import DECIDES_NOTHING
 
@@ -103,7 +104,7 @@ def fit(
     RecipeError, JoinError, FitError
         The recipe is not valid, its caches do not fit together, the folder holds something else, or training diverged.
     """
-    plan = _as_recipe(recipe, space, settings)
+    plan = recipe_of(recipe, settings, space)
     folder = Path(output) if output is not None else plan.output
     if folder is None:
         raise RecipeError("no folder for the connector is named", where="fit.output", todo="give output, or --output")
@@ -154,8 +155,8 @@ def fit_identity(recipe: Recipe) -> str:
     return _identity(_settings(recipe, get_method(recipe.method)), load_pairs(recipe, complete=False))
 
 
-def _as_recipe(
-    recipe: Recipe | str | Path | None, space: Mapping[str, Any] | None, settings: Mapping[str, Any]
+def recipe_of(
+    recipe: Recipe | str | Path | None, settings: Mapping[str, Any], space: Mapping[str, Any] | None = None
 ) -> Recipe:
     """The recipe of a call in any of its forms, with the overrides in it."""
     given = {name: value for name, value in settings.items() if value is not None}

@@ -80,7 +80,7 @@ def train(objective: Objective, batches: Batches, settings: FitSettings, run: Fi
         if order is None or epoch != order_epoch:
             order_epoch, order = epoch, batches.order(epoch)
         rate = learning_rate(settings, step, steps)
-        record = _step(objective, optimiser, order[part], step, rate, settings.clip_grad)
+        record = train_step(objective, optimiser, order[part], step, rate, settings.clip_grad)
         last = step + 1 == steps
         looked = {} if watch is None else watch.look(step + 1, last=last)
         logged = (step + 1) % log_every == 0 or last or bool(looked)
@@ -149,7 +149,7 @@ class Watch:
         run.chose(validation=round(self.early.score, 6), step=self.early.step)
 
 
-def _step(
+def train_step(
     objective: Objective,
     optimiser: torch.optim.Optimizer,
     rows: Indices,

@@ -136,6 +136,13 @@ def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> T
     return loss
 
 
+def logits_bytes(size: int, chunk: int | None = None) -> int:
+    """What the logits of one loss take in float32 for a batch of so many rows: kept between the passes, or a chunk."""
+    if chunk is None and size * size <= KEPT_ELEMENTS:
+        return 4 * size * size
+    return 4 * size * min(size, chunk or max(1, CHUNK_ELEMENTS // size))
+
+
 def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> Tensor:
     """Mean distance between the overlap row and the completed row of one space (equation 6: attraction, no repulsion).
 

@@ -90,6 +90,12 @@ class RunFolder:
         elif (folder / CHECKPOINT).exists() and (folder / RECIPE).read_text(encoding="utf-8") != recipe:
             raise _other_fit("its recipe is another one", folder)
 
+    @staticmethod
+    def steps_done(folder: Path) -> int:
+        """Steps that an interrupted fit in ``folder`` has done; 0 where there is none."""
+        found = load_checkpoint(folder / CHECKPOINT)
+        return 0 if found is None else found.step
+
     @property
     def resumed_at(self) -> int:
         """Steps that an earlier process did; 0 at the start."""

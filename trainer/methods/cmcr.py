@@ -48,10 +48,13 @@ class Cmcr:
             )
         device = resolve_device(settings.device)
         check_precision(device, settings.precision)
-        heads = make_heads(pairs, settings)
-        objective = CmcrObjective(pairs, settings, heads, device)
+        objective = self.make_objective(pairs, settings, device)
         train(objective, batches, settings, run)
-        return {name: head.cpu() for name, head in heads.items()}
+        return {name: head.cpu() for name, head in objective.heads.items()}
+
+    def make_objective(self, pairs: Pairs, settings: FitSettings, device: torch.device) -> CmcrObjective:
+        """What is trained, at its beginning."""
+        return CmcrObjective(pairs, settings, make_heads(pairs, settings), device)
 
 
 def make_heads(pairs: Pairs, settings: FitSettings) -> dict[str, Projector]:
@@ -103,6 +106,7 @@ class CmcrObjective:
     ) -> None:
         self.pairs = pairs
         self.settings = settings
+        self.heads = dict(heads)
         self.device = device
         self.model: nn.Module = nn.ModuleDict({name: heads[name] for name in pairs.names}).to(device)
         sources = [*pairs.overlap.values(), *(source for source in pairs.completed.values() if source is not None)]
