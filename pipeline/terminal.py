@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..trainer.completed_cache import CompletionReport
     from ..trainer.connector import Connector
     from ..trainer.fit import FitResult
+    from ..trainer.plan_fit import FitPlan, SpacePlan
     from .encoding.config import DryRun, EncodeReport
     from .project import ProjectReport
 
@@ -106,8 +107,46 @@ def fit_lines(result: FitResult) -> list[str]:
     connector = result.connector
     loss = result.metrics.get("loss")
     ended = f", last loss {loss:.3f}" if isinstance(loss, float) else ""
+    if "validation" in result.metrics:
+        ended += f"; the weights are those of step {result.metrics['best_step']}, the best on the validation pair"
     fitted = f"fitted {' + '.join(connector.spaces)} into {connector.dim}-d in {duration(result.seconds)}{ended}"
     return [fitted, f"connector: {result.folder}"]
+
+
+def plan_lines(plan: FitPlan) -> list[str]:
+    """What a fit would do."""
+    where = plan.output or "no folder yet"
+    course = (
+        f"{plan.epochs} epochs in {plan.steps:,} steps of {plan.batch_size:,} rows" if plan.steps else "closed form"
+    )
+    first, second = (space.name for space in plan.spaces)
+    only = f"{plan.joined.left_only:,} only in {first}, {plan.joined.right_only:,} only in {second}"
+    lines = [f"plan for {where}: {plan.method}, {course}", f"joined {plan.rows:,} rows by key ({only})"]
+    if plan.resumes_at:
+        lines.append(f"goes on after step {plan.resumes_at:,}")
+    lines += [_space_line(space) for space in plan.spaces]
+    if plan.steps:
+        width = f"into {plan.dim}-d, " if plan.dim else ""
+        lines.append(
+            f"{width}{plan.parameters:,} parameters, about {size(plan.memory_bytes)} of memory for the training"
+        )
+    lines.append(f"disk about {size(plan.disk_bytes)}")
+    parts = [("completion", plan.completion_seconds), ("fit", plan.fit_seconds)]
+    times = [f"{name} about {duration(seconds)}" for name, seconds in parts if seconds]
+    return [*lines, f"time: {', '.join(times) or 'seconds'} ({plan.basis})", "nothing was written"]
+
+
+def _space_line(space: SpacePlan) -> str:
+    """A space of a planned fit."""
+    bank = f"bank of {space.bank_rows:,} rows in {space.bank_caches} cache{'s' * (space.bank_caches != 1)}"
+    parts = [f"{space.rows:,} rows of {space.modality}, {space.dim}-d", bank if space.bank_rows else "no bank"]
+    if space.completion == "reuse":
+        parts.append("completion is there")
+    elif space.completion:
+        parts.append(f"{space.to_complete:,} rows to complete")
+    if space.head:
+        parts.append(f"head {space.head}")
+    return f"{space.name}: {', '.join(parts)}"
 
 
 def project_lines(report: ProjectReport) -> list[str]:
