@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -123,3 +124,26 @@ class ToyEncoder:
 def toy_encoder() -> type[ToyEncoder]:
     """The class of encoders whose vectors depend on the bytes alone."""
     return ToyEncoder
+
+
+@pytest.fixture(scope="session")
+def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of roberta-base's size and special tokens, with a few dozen merges of its own."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = tmp_path_factory.mktemp("roberta") / "roberta-base"
+    folder.mkdir()
+    tokenizer = ByteLevelBPETokenizer()
+    lines = ["a dog barks while rain falls", "thunder rolls over the hills", "a crowd of people sings and claps"] * 3
+    tokenizer.train_from_iterator(
+        lines,
+        vocab_size=340,
+        min_frequency=2,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        show_progress=False,
+    )
+    tokenizer.save_model(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary |= {f"<unused{i}>": i for i in range(len(vocabulary), 50_264)} | {"<mask>": 50_264}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return folder
