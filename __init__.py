@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .cache.join import join as join
     from .cache.reader import open_cache as open_cache
     from .cache.verify import verify as verify
+    from .pipeline.compare import compare as compare
     from .pipeline.demo.run import demo as demo
     from .pipeline.encode import encode as encode
     from .pipeline.encoders.registry import load_encoder as load_encoder
@@ -46,6 +47,7 @@ _HOMES = {
     "project": ".pipeline.project",
     "search": ".pipeline.search",
     "evaluate": ".pipeline.evaluate",
+    "compare": ".pipeline.compare",
     "demo": ".pipeline.demo.run",
 }
 

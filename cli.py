@@ -199,38 +199,86 @@ def fit(
     memory_budget: Annotated[
         str | None, typer.Option("--memory-budget", help="For vectors on a GPU, as in 2GB.")
     ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Space that stays as it is; the other maps into it.")
+    ] = None,
+    projector: Annotated[str | None, typer.Option("--projector", help="mlp, half or linear (mlp).")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="cosine, linear or constant (cosine).")] = None,
+    warmup: Annotated[float | None, typer.Option("--warmup", help="Steps, or a share of them below 1 (0).")] = None,
+    clip_grad: Annotated[float | None, typer.Option("--clip-grad", help="Largest norm of the gradient.")] = None,
+    chunk: Annotated[int | None, typer.Option("--chunk", help="Rows whose logits are held at a time.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", help="Looks at [validation] without a gain.")] = None,
+    validate_every: Annotated[int | None, typer.Option("--validate-every", help="Steps between two looks.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizes and time; write nothing.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume."""
     from .pipeline import terminal
-    from .pipeline.progress import CountBar
+    from .pipeline.fit_progress import FitBar
     from .pipeline.recipe_evals import evaluate_recipe
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
 
     given: dict[str, Any] = {
         "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
-        "precision": precision, "memory_budget": memory_budget,
+        "precision": precision, "memory_budget": memory_budget, "keep": keep, "projector": projector,
+        "schedule": schedule, "warmup": warmup, "clip_grad": clip_grad, "chunk": chunk, "patience": patience,
+        "validate_every": validate_every,
     }  # fmt: skip
     if (config is None) == (not space):
         what = "A fit takes a recipe or two spaces" + (", not both." if config else "; neither is given.")
         raise RecipeError(what, todo="--config FILE, or --space twice with --method")
     recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
+    overrides = given if config else {}
+    if dry_run:
+        from .trainer.plan_fit import plan_fit
+
+        plan = plan_fit(recipe, output=output, overwrite=overwrite, **overrides)
+        _show(terminal.plan_lines(plan), plan.to_json(), json)
+        return
     say = None if quiet or json else _say
-    with _maybe(quiet or json, lambda: CountBar("fit")) as progress:
-        overrides = given if config else {}
+    with _maybe(quiet or json, FitBar) as progress:
         result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
     evals = evaluate_recipe(result.recipe, result.folder)
     record = {
         "connector": str(result.folder),
         "metrics": dict(result.metrics),
         "seconds": result.seconds,
-        "evals": {name: report.to_json() for name, report in evals},
+        "evaluation": evals.to_json() if evals else {},
     }
-    tables = [part for name, report in evals for part in (f"{name}:", report.table(), *report.notes)]
-    _show([*terminal.fit_lines(result), *tables], record, json)
+    _show([*terminal.fit_lines(result), *evals.tables()], record, json)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Option("--config", help="A recipe (TOML) with [[eval]] sets.")],
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Names, as in c-mcr,bridge; or of [compare.NAME] tables.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Fits of each method, seeds from 0.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder of connectors and tables; compare/ beside the recipe.")
+    ] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", help="As in compare.c-mcr.lr=3e-4; may repeat.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Fit methods side by side and evaluate each; run it again to resume. Exit code 1 when a method failed."""
+    from .pipeline.compare import compare as run
+    from .pipeline.progress import CountBar
+    from .trainer.recipe import load_recipe
+
+    recipe = load_recipe(config, set or ())
+    names = [name.strip() for name in methods.split(",")] if methods else None
+    say = None if quiet or json else _say
+    with _maybe(quiet or json, lambda: CountBar("fit")) as progress:
+        made = run(recipe, methods=names, seeds=seeds, output=output, overwrite=overwrite, progress=progress, say=say)
+    _show([*made.tables(), f"also as text, CSV, LaTeX and JSON: {made.folder}/comparison.*"], made.to_json(), json)
+    if not made.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -309,6 +357,41 @@ def evaluate_retrieval(
         pairs=pairs, label=label, ks=cuts, ties=ties,
     )  # fmt: skip
     _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@evaluate_app.command("recipe")
+def evaluate_recipe(
+    config: Annotated[Path, typer.Option("--config", help="A recipe (TOML) with [[eval]] or [[damage]] tables.")],
+    connector: Connector,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    json: Json = False,
+) -> None:
+    """Run every [[eval]] and [[damage]] of a recipe, as after its fit; figures go to the connector's eval.json."""
+    from .pipeline.recipe_evals import evaluate_recipe as run
+
+    report = run(config, connector, device=device)
+    _show(report.tables() or ["the recipe names nothing to evaluate"], report.to_json(), json)
+
+
+@evaluate_app.command("damage")
+def evaluate_damage(
+    connector: Connector,
+    query: Annotated[Path, typer.Option("--query", help="Cache of one space.")],
+    classes: Annotated[Path | None, typer.Option("--classes", help="Class names of the same space: zero-shot.")] = None,
+    gallery: Annotated[Path | None, typer.Option("--gallery", help="Gallery of the same space: retrieval.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Field of /meta with the class of a query.")] = None,
+    class_label: Annotated[
+        str | None, typer.Option("--class-label", help="Field of /meta with a class's name; its key if not given.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="CSV: query key, gallery key.")] = None,
+    json: Json = False,
+) -> None:
+    """What projection costs a space: zero-shot top-1 with class names, or retrieval, before and after."""
+    from .pipeline.damage import damage_table
+    from .pipeline.damage import evaluate_damage as run
+
+    found = run(connector, query, classes=classes, gallery=gallery, label=label, class_label=class_label, pairs=pairs)
+    _show([damage_table([found])], found.to_json(), json)
 
 
 @cache_app.command("ls")
