@@ -202,7 +202,9 @@ def fit(
     keep: Annotated[
         str | None, typer.Option("--keep", help="Space that stays as it is; the other maps into it.")
     ] = None,
-    projector: Annotated[str | None, typer.Option("--projector", help="mlp, half or linear (mlp).")] = None,
+    projector: Annotated[
+        str | None, typer.Option("--projector", help="mlp, half or linear (mlp); --set for one each.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option("--schedule", help="cosine, linear or constant (cosine).")] = None,
     warmup: Annotated[float | None, typer.Option("--warmup", help="Steps, or a share of them below 1 (0).")] = None,
     clip_grad: Annotated[float | None, typer.Option("--clip-grad", help="Largest norm of the gradient.")] = None,
@@ -238,8 +240,8 @@ def fit(
         plan = plan_fit(recipe, output=output, overwrite=overwrite, **overrides)
         _show(terminal.plan_lines(plan), plan.to_json(), json)
         return
-    say = None if quiet or json else _say
     with _maybe(quiet or json, FitBar) as progress:
+        say = None if progress is None else progress.say
         result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
     evals = evaluate_recipe(result.recipe, result.folder)
     record = {

@@ -13,6 +13,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +34,9 @@ BLOCK_ROWS = 1 << 16
 _U64 = np.dtype("<u8")
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 Hashes = npt.NDArray[np.uint64]
+
+
+_leave_no_file: ContextVar[bool] = ContextVar("leave_no_file", default=False)
 
 
 def _mix(words: Hashes) -> Hashes:
@@ -114,6 +119,8 @@ def open_index(cache: Cache) -> KeyIndex:
         return KeyIndex(cache, MappedFile(file, size))
     except CacheError:
         pass  # not built yet, or cut short: build it
+    if _leave_no_file.get():
+        return _build_privately(cache, file, size)
     try:
         fsio.make_folder(folder)
         fsio.sweep(folder)
@@ -124,10 +131,25 @@ def open_index(cache: Cache) -> KeyIndex:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
             raise
-        with tempfile.TemporaryDirectory() as private:  # a read-only cache: the mapping outlives the name
-            build(cache, Path(private) / file.name)
-            return KeyIndex(cache, MappedFile(Path(private) / file.name, size))
+        return _build_privately(cache, file, size)  # a read-only cache
     return KeyIndex(cache, MappedFile(file, size))
+
+
+def _build_privately(cache: Cache, file: Path, size: int) -> KeyIndex:
+    """An index for this process alone: the mapping outlives the name."""
+    with tempfile.TemporaryDirectory() as private:
+        build(cache, Path(private) / file.name)
+        return KeyIndex(cache, MappedFile(Path(private) / file.name, size))
+
+
+@contextmanager
+def leaving_no_file() -> Iterator[None]:
+    """Within it, indexes that are not there yet are built for this process and not kept: for a dry run."""
+    token = _leave_no_file.set(True)
+    try:
+        yield
+    finally:
+        _leave_no_file.reset(token)
 
 
 def _hashed_blocks(cache: Cache) -> Iterator[tuple[Indices, Hashes]]:

@@ -71,6 +71,10 @@ class FitBar:
             parts = [part for part in (f"{stage} {counts}", pace, fit_detail(record)) if part]
             self._console.print("; ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
+    def say(self, line: str) -> None:
+        """Print a line for people, above the bar where there is one."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def _draw(self, stage: str, done: int, total: int, beside: list[str], detail: str) -> None:
         from rich.console import Group
         from rich.live import Live

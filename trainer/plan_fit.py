@@ -15,6 +15,7 @@ import torch
 from ..cache.bank import Bank
 from ..cache.derived import compare, parent_shards
 from ..cache.join import JoinReport
+from ..cache.keyindex import leaving_no_file
 from ..cache.manifest import list_plans, read_manifest, read_plan, units_of
 from ..cache.marker import find_marker
 from ..cache.reader import Cache
@@ -145,7 +146,8 @@ def plan_fit(
     check_evals(plan)
     device = resolve_device(plan.fit.device)
     check_precision(device, plan.fit.precision)
-    pairs = load_pairs(plan, complete=False)
+    with leaving_no_file():
+        pairs = load_pairs(plan, complete=False)
     trial = _trial(method, pairs, plan.fit, device)
     spaces = tuple(_space(plan, pairs, name, method, trial) for name in pairs.names)
     batches = Batches(pairs.N, plan.fit.batch_size, plan.fit.seed)
