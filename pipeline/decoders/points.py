@@ -1,4 +1,4 @@
-"""Point clouds from ``.npy`` and ``.npz``: (N, 3) xyz or (N, 6) xyz and rgb. No pickles unless they are asked for."""
+"""Point clouds: (N, 3) xyz or (N, 6) xyz and rgb, from arrays and meshes. No pickles unless they are asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache.errors import ItemError
+from .meshes import KINDS, SURFACE_POINTS, decode_mesh
 
 MAX_BYTES = 1 << 30
 _ARRAY_NAMES = ("points", "xyz", "pos", "arr_0")
@@ -31,20 +32,31 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_MESHES = ("ply", "obj", "off")
 
 
-def decode_points(data: bytes, name: str = "", *, allow_pickle: bool = False) -> npt.NDArray[np.float32]:
+def decode_points(
+    data: bytes,
+    name: str = "",
+    *,
+    allow_pickle: bool = False,
+    key: str | None = None,
+    surface_points: int = SURFACE_POINTS,
+) -> npt.NDArray[np.float32]:
     """Decode a point cloud.
 
     Parameters
     ----------
     data : bytes
-        A ``.npy`` file; or a ``.npz`` file, of which ``points``, ``xyz``, ``pos``, else the first array is taken.
+        A ``.npy`` file; or a ``.npz`` file, of which ``points``, ``xyz``, ``pos``, else the first array is taken; or
+        a ``.ply``, ``.obj`` or ``.off`` file, see :func:`decode_mesh`.
     name : str
         For messages, and to recognise mesh files.
     allow_pickle : bool
         Open a pickled dict that holds ``xyz`` (and ``rgb``). Unpickling can run code: only for files that you made.
+    key : str, optional
+        Decides where on the surface of a mesh its points are; the name if not said.
+    surface_points : int
+        How many those are.
 
     Returns
     -------
@@ -59,12 +71,10 @@ def decode_points(data: bytes, name: str = "", *, allow_pickle: bool = False) ->
     if not data:
         raise ItemError("the point cloud is empty (zero bytes)", where=name)
     kind = name.rpartition(".")[2].lower()
-    if kind in _MESHES and not data.startswith(_NPY_MAGIC):
-        raise ItemError(
-            f"meshes (.{kind}) are not read",
-            where=name,
-            todo="sample points from its surface and save them as .npy, (N, 3)",
-        )
+    if data.startswith(b"ply") or (kind in KINDS and not data.startswith(_NPY_MAGIC)):
+        kind = kind if kind in KINDS else "ply"
+        mesh = decode_mesh(data, kind, name, key=name if key is None else key, count=surface_points)
+        return _checked(mesh, name)
     try:
         array = _load(data, name, allow_pickle)
     except _DAMAGE as error:
@@ -87,7 +97,7 @@ def _load(data: bytes, name: str, allow_pickle: bool) -> Any:
             if archive.getinfo(wanted[0]).file_size > MAX_BYTES:
                 raise ItemError(f"the array {wanted[0]} unpacks to more than {MAX_BYTES} bytes", where=name)
             return _load_npy(archive.read(wanted[0]), name, allow_pickle)
-    raise ItemError("the data is neither .npy nor .npz", where=name)
+    raise ItemError(f"the data is neither .npy nor .npz, and the name none of .{', .'.join(KINDS)}", where=name)
 
 
 def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
@@ -99,7 +109,8 @@ def _load_npy(data: bytes, name: str, allow_pickle: bool) -> Any:
             raise ItemError(
                 "the file holds pickled Python objects, which can run code when they are opened",
                 where=name,
-                todo="save the bare array with numpy.save, or set allow_pickle=True for files that you made",
+                todo="save the bare array with numpy.save; for files that you made: allow_pickle=True, "
+                "or --encoder 'ulip2?allow_pickle=true'",
             )
         return _unpickled(data)
     promised = math.prod(shape) * dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +21,7 @@ SHORT_NAMES = {
     "clip": "open_clip:ViT-B-32-quickgelu/openai",
     "clap": "laion_clap:HTSAT-tiny/630k-fusion-best",
     "ulip2": "ulip:PointBERT/pointbert_ULIP-2",
+    "ulip2-colored": "ulip:PointBERT-Colored/ULIP-2-PointBERT-10k-xyzrgb-pc-vit_g-objaverse_shapenet-pretrained",
 }
 DEFAULTS: dict[Modality, str] = {"text": "clip", "image": "clip", "audio": "clap", "pointcloud": "ulip2"}
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -66,7 +68,9 @@ _BUILT_IN = {
     "laion_clap": FamilyInfo(
         "laion_clap", "CLAP of LAION", ".laion_clap:LaionClapFamily", "laion_clap", modalities=("audio", "text")
     ),
-    "ulip": FamilyInfo("ulip", "ULIP-2: pointcloud, image, text (announced, not in this version)", ".announced:ULIP"),
+    "ulip": FamilyInfo(
+        "ulip", "ULIP-2 with PointBERT", ".ulip:UlipFamily", "timm", modalities=("pointcloud", "image", "text")
+    ),
     "sentence": FamilyInfo(
         "sentence",
         "text models of sentence-transformers",
@@ -118,7 +122,8 @@ def load_encoder(
     precision : {"fp32", "bf16", "fp16"}
         Of the forward pass; vectors are float32 in any case.
     options
-        Settings of the family, such as ``cache_dir`` for open_clip.
+        Settings of the family, such as ``cache_dir`` for open_clip; a name may carry them too, as texts:
+        ``ulip2?points=4096``.
 
     Raises
     ------
@@ -137,9 +142,12 @@ def load_encoder(
         encoder = load_from_file(name, modality=modality, device=device, precision=precision, **options)
     else:
         modality = modality or "text"
-        full = expand(name or DEFAULTS[modality])
+        bare, named = split_options(name or DEFAULTS[modality])
+        full = expand(bare)
         family, model, weights = split_name(full)
         load = _family(family, full).load
+        options = {**named, **options}
+        _refuse_unknown(options, load, full)
         with nullcontext() if family in _BUILT_IN else named_errors(EncoderError, f"loading {full}", full):
             encoder = load(
                 model, weights, modality=modality, device=resolve_device(device), precision=precision, **options
@@ -155,6 +163,33 @@ def load_encoder(
 def expand(name: str) -> str:
     """The full name behind a short one; other names are returned as they are."""
     return SHORT_NAMES.get(name, name)
+
+
+def split_options(name: str) -> tuple[str, dict[str, str]]:
+    """``family:model/weights?option=value&other=value`` into the name and its options."""
+    bare, mark, rest = name.partition("?")
+    pairs = [pair.partition("=") for pair in rest.split("&")] if mark else []
+    for option, equals, _ in pairs:
+        if not option.isidentifier() or not equals:
+            raise EncoderError(
+                f"{option + equals!r} is no option", where=name, todo="write options as NAME?option=value&other=value"
+            )
+    return bare, {option: value for option, _, value in pairs}
+
+
+def _refuse_unknown(options: dict[str, Any], load: Any, full: str) -> None:
+    """Refuse options that a family's load does not take, with those that it takes."""
+    taken = inspect.signature(load).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    known = [name for name in taken if name not in ("model", "weights", "modality", "device", "precision")]
+    for option in options:
+        if option not in known:
+            raise EncoderError(
+                f"{full.partition(':')[0]} has no option {option!r}",
+                where=full,
+                todo=f"its options: {', '.join(known) or 'none'}",
+            )
 
 
 def split_name(name: str) -> tuple[str, str, str | None]:

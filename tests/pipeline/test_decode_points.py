@@ -70,13 +70,6 @@ def test_what_is_no_cloud_says_why(data: bytes, said: str) -> None:
     assert "a/b.npy" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.ply", "b.OBJ", "c.off"])
-def test_meshes_are_refused_with_a_way_out(name: str) -> None:
-    with pytest.raises(ItemError, match="meshes") as caught:
-        decode_points(b"ply\nformat ascii 1.0\n", name)
-    assert "sample points" in str(caught.value)
-
-
 def test_a_header_that_promises_too_much_allocates_nothing() -> None:
     huge = npy(CLOUD).replace(b"(50, 3), ", b"(10**15, 3), "[:9])
     for shape in (b"(999999999999, 3)", b"(-1, 3)"):

@@ -12,7 +12,7 @@ import pytest
 from cmcr.cache.errors import DeviceError, EncoderError, MissingWeightsError
 from cmcr.pipeline.encoders import plugins, registry
 from cmcr.pipeline.encoders.base import Encoder, Item, Space
-from cmcr.pipeline.encoders.registry import default_encoder, families, load_encoder, split_name
+from cmcr.pipeline.encoders.registry import default_encoder, families, load_encoder, split_name, split_options
 
 SOURCE = """
 from dataclasses import dataclass
@@ -91,22 +91,16 @@ def test_an_unknown_modality_or_precision_is_refused() -> None:
         load_encoder("clip", modality="text", precision="fp8")
 
 
-@pytest.mark.parametrize(
-    ("name", "modality", "file", "get", "sandbox"),
-    [
-        ("ulip2", "pointcloud", "pointbert_ULIP-2.pt", "github.com/salesforce/ULIP", "sandbox:ulip"),
-    ],
-)
-def test_an_adapter_that_is_not_shipped_says_so_and_what_to_do(
-    name: str | None, modality: Any, file: str, get: str, sandbox: str
-) -> None:
-    with pytest.raises(MissingWeightsError) as caught:
-        load_encoder(name, modality=modality)
-    text = str(caught.value)
-    assert "no adapter" in text
-    assert file in text
-    assert get in text
-    assert f"--encoder {sandbox}" in text
+def test_a_name_may_carry_options_that_its_family_takes() -> None:
+    assert split_options("ulip2?points=4096&allow_pickle=true") == ("ulip2", {"points": "4096", "allow_pickle": "true"})
+    assert split_options("open_clip:RN50/openai") == ("open_clip:RN50/openai", {})
+    with pytest.raises(EncoderError, match="sandbox has no option 'points'"):
+        load_encoder("sandbox:ulip?points=9", modality="pointcloud")
+    with pytest.raises(EncoderError, match=r"ulip has no option 'point'") as caught:
+        load_encoder("ulip2", modality="pointcloud", point=9)
+    assert "points, towers, allow_pickle, cache_dir" in str(caught.value)
+    with pytest.raises(EncoderError, match="'points' is no option"):
+        load_encoder("ulip2?points", modality="pointcloud")
 
 
 def test_a_tower_that_no_adapter_will_have_is_another_error() -> None:
