@@ -57,12 +57,12 @@ def predicted_mask(scores: Map, rule: Rule, threshold: float = 0.5) -> Mask:
     flag, ``--pred_thr``), for scores between 0 and 1.
     """
     if rule == "absolute":
-        return scores >= threshold
+        return np.asarray(scores >= threshold)
     ordered = np.sort(scores, axis=None)
     if rule == "lvs":
-        return scores > ordered[scores.size // 2]
+        return np.asarray(scores > ordered[scores.size // 2])
     if rule == "slavc":
-        return scores >= ordered[int(scores.size * threshold)]
+        return np.asarray(scores >= ordered[int(scores.size * threshold)])
     raise CmcrError(f"There is no rule {rule!r} for the predicted region.", todo=f"one of: {', '.join(RULES)}")
 
 
