@@ -16,6 +16,7 @@ BUILT_IN = {
     "ridge": ("ridge", "Ridge"),
     "bridge": ("bridge", "Bridge"),
     "c-mcr": ("cmcr", "Cmcr"),
+    "ex-mcr": ("ex_mcr", "ExMcr"),
 }
 
 
