@@ -49,6 +49,7 @@ def test_docs_show_the_help_of_every_command() -> None:
     registered = {(c.name or c.callback.__name__,) for c in app.registered_commands}
     for group in app.registered_groups:
         registered |= {(group.name, c.name or c.callback.__name__) for c in group.typer_instance.registered_commands}
+        registered |= {(group.name,)} if group.typer_instance.info.invoke_without_command is True else set()
     assert registered == set(module.COMMANDS)
 
 
