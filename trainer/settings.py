@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 # Settings of a fit that are places on a machine; with the memory budget, those that decide no vector.
 PLACES = frozenset({"output", "completions"})
 DECIDES_NOTHING = PLACES | {"memory_budget"}
 Precision = Literal["fp32", "bf16"]
+Search = Literal["exact", "auto", "topk", "ivf", "hnsw"]
 HeadKind = Literal["mlp", "half", "linear", "identity"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*$", re.IGNORECASE)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -28,30 +31,71 @@ def parse_size(text: str | int) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def _temperature(value: object) -> float | Literal["auto"]:
+    """A temperature: a number above 0, or ``auto``."""
+    if value == "auto":
+        return "auto"
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise PydanticCustomError("temperature", "Input should be a number greater than 0, or auto")
+    return number
+
+
+Temperature = Annotated[float | Literal["auto"], PlainValidator(_temperature)]
+
+
 class CompletionSettings(BaseModel):
     """What decides the value of a completed vector, apart from the query and the bank.
 
     Parameters
     ----------
-    tau : float
-        Temperature τ1 of the softmax over the bank.
+    tau : float or "auto"
+        Temperature τ1 of the softmax over the bank; ``auto`` takes the one at which the median query averages 16 rows.
     bank_rows : int, optional
         Use a seeded sample of this many bank rows; all of them when None.
     seed : int
-        Seed of that sample; without ``bank_rows`` it decides nothing.
+        Seed of that sample, of the probe, of an index; where nothing is drawn it decides nothing.
+    search : str
+        ``exact``: every bank row takes part. ``topk``: the exact k best, with a certificate. ``ivf``, ``hnsw``: what an
+        approximate index proposes. ``auto``: the cheapest of exact, topk and ivf, by a probe.
+    tolerance : float
+        How far the unit vector of a row that is not completed exactly may be off.
+    precision : str
+        ``fp32``, or ``bf16`` products in place of exact ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tau: float = Field(default=0.01, gt=0)
+    tau: Temperature = 0.01
     bank_rows: int | None = Field(default=None, ge=1)
     seed: int = 0
+    search: Search = "exact"
+    tolerance: float = Field(default=1e-3, gt=0, lt=2)
+    precision: Precision = "fp32"
+
+    @model_validator(mode="after")
+    def _bf16_is_of_the_whole_stream(self) -> CompletionSettings:
+        if self.precision == "bf16" and self.search != "exact":
+            raise PydanticCustomError("precision", "bf16 goes with every bank row: leave search as it is, or use fp32")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is left to choose or to measure: exact, float32, a given temperature."""
+        return self.tau != "auto" and self.search == "exact" and self.precision == "fp32"
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """The settings that decide the result: no seed where nothing is drawn."""
-        fields: dict[str, Any] = {"tau": self.tau, "bank_rows": self.bank_rows, "precision": "fp32", "version": 1}
-        if self.bank_rows is not None:
+        """The settings that decide the result: no seed where nothing is drawn, no tolerance where none is used."""
+        fields: dict[str, Any] = {
+            "tau": self.tau, "bank_rows": self.bank_rows, "precision": self.precision, "version": 1
+        }  # fmt: skip
+        if self.bank_rows is not None or self.tau == "auto" or self.search != "exact":
             fields["seed"] = self.seed
+        if self.search != "exact":
+            fields |= {"search": self.search, "tolerance": self.tolerance}
         return fields
 
 
@@ -109,6 +153,8 @@ class FitSettings(BaseModel):
         What the cached vectors may take on an accelerator; beyond it batches are gathered from the caches.
     bank_rows : int, optional
         Use a seeded sample of each bank.
+    completion_search, completion_tolerance, completion_precision : str, float, str
+        ``search``, ``tolerance`` and ``precision`` of :class:`CompletionSettings`.
     min_join : float
         Least share of the larger overlap cache that must find its key in the other.
     completions : str, optional
@@ -130,7 +176,7 @@ class FitSettings(BaseModel):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0)
     clip_grad: float | None = Field(default=None, gt=0)
-    tau1: float = Field(default=0.01, gt=0)
+    tau1: Temperature = 0.01
     tau2: float = Field(default=0.01, gt=0)
     tau3: float = Field(default=0.01, gt=0)
     noise_variance: float = Field(default=0.004, ge=0)
@@ -151,6 +197,9 @@ class FitSettings(BaseModel):
     precision: Precision = "fp32"
     memory_budget: str = "2GB"
     bank_rows: int | None = Field(default=None, ge=1)
+    completion_search: Search = "exact"
+    completion_tolerance: float = Field(default=1e-3, gt=0, lt=2)
+    completion_precision: Precision = "fp32"
     min_join: float = Field(default=0.99, ge=0, le=1)
     completions: str | None = None
     log_every: int | None = Field(default=None, ge=1)
@@ -201,7 +250,14 @@ class FitSettings(BaseModel):
 
     def completion(self) -> CompletionSettings:
         """The part of these settings that decides a completion."""
-        return CompletionSettings(tau=self.tau1, bank_rows=self.bank_rows, seed=self.seed)
+        return CompletionSettings(
+            tau=self.tau1,
+            bank_rows=self.bank_rows,
+            seed=self.seed,
+            search=self.completion_search,
+            tolerance=self.completion_tolerance,
+            precision=self.completion_precision,
+        )
 
     def noise_std(self, dim: int) -> float:
         """σ in one dimension of a space of width ``dim``: E‖ε‖² = σ² dim, so a norm n gives σ = n/√dim."""
