@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -147,3 +148,23 @@ def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary |= {f"<unused{i}>": i for i in range(len(vocabulary), 50_264)} | {"<mask>": 50_264}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """An empty hub cache, no offline mode, and a list of every address that anything tried to reach."""
+    from huggingface_hub import constants
+
+    asked: list[Any] = []
+
+    def refuse(*address: Any, **_: Any) -> Any:
+        asked.append(address)
+        raise OSError("no network in this test")
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return asked
