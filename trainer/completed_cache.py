@@ -6,77 +6,42 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from ..cache.bank import Bank
 from ..cache.derived import ParentShard, follow, lineage
-from ..cache.errors import RecipeError
-from ..cache.manifest import CacheManifest
+from ..cache.errors import CacheError, RecipeError
+from ..cache.manifest import MANIFEST_NAME, CacheManifest, read_manifest
 from ..cache.reader import Cache, open_cache
 from ..cache.writer import CacheWriter, ShardData
-from .completion import Completed, complete_rows, readable_neighbours
+from .complete_batch import BatchCompleter
+from .completion import Completed, complete_rows
+from .completion_report import CompletionReport, make_report
 from .device import resolve_device
-from .settings import CompletionSettings
+from .search_choice import CompletionPlan, plan_completion
+from .settings import CompletionSettings, Precision, Search
 from .spaces import check_space
 
 __all__ = ["Completed", "CompletionReport", "complete", "complete_rows", "completed_cache"]
 
 _QUERY_ROWS = 8192  # queries that share one pass over the bank
-_NEIGHBOURS = "neighbours"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class CompletionReport:
-    """What a completion did.
-
-    Parameters
-    ----------
-    folder : Path
-        The completed cache.
-    rows, shards, skipped : int
-        Rows of the whole cache; shards that this run made, and that were done before.
-    neighbours : float
-        Median over all rows of the effective number of bank rows averaged: exp of the entropy of the softmax weights.
-    query, bank : str
-        Modalities.
-    bank_rows : int
-        Rows of the bank.
-    renewed : int
-        Of ``shards``, those made again because the query's shard was rewritten (retried, repaired).
-    vanished : int
-        Shards taken back because the query no longer has theirs.
-    """
-
-    folder: Path
-    rows: int
-    shards: int
-    skipped: int
-    neighbours: float
-    query: str
-    bank: str
-    bank_rows: int
-    renewed: int = 0
-    vanished: int = 0
-
-    def line(self) -> str:
-        """The readable line."""
-        return readable_neighbours(self.neighbours, self.query, self.bank)
 
 
 def complete(
     query: Cache | str | Path,
     bank: Cache | str | Path | Sequence[Cache | str | Path],
     output: str | Path,
-    tau: float = 0.01,
+    tau: float | Literal["auto"] = 0.01,
     *,
+    search: Search = "exact",
+    tolerance: float = 1e-3,
+    precision: Precision = "fp32",
     bank_rows: int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -96,10 +61,14 @@ def complete(
         Caches of one space.
     output : path
         The completed cache.
-    tau : float
-        Temperature τ1.
-    bank_rows, seed : int
+    tau : float or "auto"
+        Temperature τ1; ``auto`` takes the one at which the median query averages 16 bank rows.
+    search, tolerance, precision
+        See :class:`CompletionSettings`. What is chosen is recorded, and kept as long as the output stands.
+    bank_rows : int, optional
         Use a seeded sample of the bank.
+    seed : int
+        Of that sample, of the probe and of an index.
     device : str
         Where to compute.
     overwrite : bool
@@ -115,18 +84,46 @@ def complete(
         Query and bank are of different spaces.
     DeviceError
         The device is not there.
+    MissingExtraError
+        An approximate index is asked for by name, and FAISS is not installed.
     CacheError
         The bank is empty, or the output was made by another encoder, from another bank, or with other settings.
     """
-    query = _opened(query)
+    settings = _settings(
+        {
+            "tau": tau,
+            "search": search,
+            "tolerance": tolerance,
+            "precision": precision,
+            "bank_rows": bank_rows,
+            "seed": seed,
+        }
+    )
     several = [bank] if isinstance(bank, Cache | str | Path) else list(bank)
-    caches = [_opened(one) for one in several]
+    return _complete(
+        _opened(query), [_opened(one) for one in several], Path(output), settings, device, overwrite, progress
+    )
+
+
+def _complete(
+    query: Cache,
+    caches: Sequence[Cache],
+    output: Path,
+    settings: CompletionSettings,
+    device: str,
+    overwrite: bool,
+    progress: Progress | None,
+) -> CompletionReport:
+    """:func:`complete`, its arguments checked."""
     for cache in caches:
         check_space(query, cache)
-    settings = _settings(tau, bank_rows, seed)
     device = str(resolve_device(device))
-    whole = Bank(caches, rows=bank_rows, seed=seed)
-    manifest = _manifest(query, whole, settings)
+    whole = Bank(caches, rows=settings.bank_rows, seed=settings.seed)
+    plan = None if overwrite else _recorded_plan(output, whole, settings)
+    if plan is None:
+        plan = plan_completion(query, whole, settings, device)
+    manifest = _manifest(query, whole, settings, plan)
+    completer = BatchCompleter(whole, plan, settings.seed, device)
     started = time.time()
     with CacheWriter.open(output, manifest, overwrite=overwrite) as writer:
         work = follow(writer, query, manifest.fingerprint)
@@ -139,24 +136,14 @@ def complete(
                 progress(done, work.rows)
 
         for unit, shard in work.todo:
-            data = _complete_shard(query, shard, whole, settings, device, tell)
-            writer.write_shard(unit, data, expected=shard.marker.ok)
+            writer.write_shard(unit, _complete_shard(query, shard, completer, tell), expected=shard.marker.ok)
         if work.todo:
             record = {"command": "complete", "shards": len(work.todo), "rows": done}
             writer.log_run({**record, "start": started, "end": time.time()})
-    result = open_cache(output)
-    return CompletionReport(
-        Path(output),
-        len(result),
-        len(work.todo),
-        work.kept,
-        _median_neighbours(result),
-        query.modality,
-        caches[0].modality,
-        len(whole),
-        work.renewed,
-        work.vanished,
-    )
+    counts = {
+        "shards": len(work.todo), "skipped": work.kept, "renewed": work.renewed, "vanished": work.vanished
+    }  # fmt: skip
+    return make_report(open_cache(output), query, whole, plan, settings.seed, counts)
 
 
 def completed_cache(
@@ -175,16 +162,7 @@ def completed_cache(
     ``progress`` see :func:`complete`.
     """
     place = completion_place(query, Bank(list(banks), rows=settings.bank_rows, seed=settings.seed), settings, folder)
-    report = complete(
-        query,
-        list(banks),
-        place,
-        settings.tau,
-        bank_rows=settings.bank_rows,
-        seed=settings.seed,
-        device=device,
-        progress=progress,
-    )
+    report = _complete(query, list(banks), place, settings, device, False, progress)
     return open_cache(place), report
 
 
@@ -194,7 +172,7 @@ def completion_place(query: Cache, bank: Bank, settings: CompletionSettings, fol
     return (query.path.parent / "completions" if folder is None else folder) / f"{query.path.name}-{name}"
 
 
-def _settings(tau: float, bank_rows: int | None, seed: int) -> CompletionSettings:
+def _settings(given: dict[str, Any]) -> CompletionSettings:
     """The settings, checked.
 
     Raises
@@ -202,15 +180,39 @@ def _settings(tau: float, bank_rows: int | None, seed: int) -> CompletionSetting
     RecipeError
     """
     try:
-        return CompletionSettings(tau=tau, bank_rows=bank_rows, seed=seed)
+        return CompletionSettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
+        name = str(first["loc"][0]) if first["loc"] else "precision"
         raise RecipeError(
-            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}",
+            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, not {given[name]!r}",
             where=f"settings of the completion: {name}",
             todo=f"give --{name.replace('_', '-')} another value",
         ) from None
+
+
+def _recorded_plan(output: Path, bank: Bank, settings: CompletionSettings) -> CompletionPlan | None:
+    """What an earlier run chose for the same settings and bank; None where there is nothing to go on with.
+
+    Raises
+    ------
+    CacheError
+        The record there cannot be read.
+    """
+    if settings.is_plain or not (output / MANIFEST_NAME).exists():
+        return None
+    made_from = read_manifest(output).made_from
+    try:
+        chosen = made_from.get("chosen")
+        if chosen is None or chosen["asked"] != settings.fingerprint_fields():
+            return None
+        return CompletionPlan.from_record(chosen["plan"]) if made_from["bank"]["content"] == bank.content_id() else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"What an earlier run chose cannot be read ({error!r}).",
+            where=str(output / MANIFEST_NAME),
+            todo="choose another --output, or make the completion anew with --overwrite",
+        ) from error
 
 
 def _opened(cache: Cache | str | Path) -> Cache:
@@ -221,10 +223,11 @@ def _digest(record: Any) -> str:
     return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _manifest(query: Cache, bank: Bank, settings: CompletionSettings) -> CacheManifest:
+def _manifest(query: Cache, bank: Bank, settings: CompletionSettings, plan: CompletionPlan) -> CacheManifest:
     """What a completed cache says of itself: vectors of the bank's modality in the query's space."""
     source = bank.caches[0].manifest
-    fields = settings.fingerprint_fields()
+    fields = plan.fields(settings)
+    chosen = {} if settings.is_plain else {"chosen": {"asked": settings.fingerprint_fields(), "plan": plan.record()}}
     return CacheManifest(
         space_id=query.manifest.space_id,
         space_name=query.manifest.space_name,
@@ -242,40 +245,26 @@ def _manifest(query: Cache, bank: Bank, settings: CompletionSettings) -> CacheMa
                 "rows": len(bank),
             },
             "settings": fields,
+            **chosen,
         },
     )
 
 
 def _complete_shard(
-    query: Cache,
-    shard: ParentShard,
-    bank: Bank,
-    settings: CompletionSettings,
-    device: str,
-    tell: Callable[[int], None],
+    query: Cache, shard: ParentShard, completer: BatchCompleter, tell: Callable[[int], None]
 ) -> ShardData:
     """The rows of one query shard, completed; no batch crosses a shard, so a resume makes the same bytes."""
     start, stop = shard.start, shard.stop
     vectors = np.empty((stop - start, query.dim), np.float32)
-    neighbours: list[float] = []
+    records: list[dict[str, Any]] = []
     for low in range(start, stop, _QUERY_ROWS):
         high = min(low + _QUERY_ROWS, stop)
-        done = complete_rows(query.read(low, high), bank, settings.tau, device=device)
-        vectors[low - start : high - start] = done.vectors
-        neighbours += [round(float(n), 3) for n in done.neighbours]
+        vectors[low - start : high - start], some = completer(query.read(low, high))
+        records += some
         tell(high - low)
     return ShardData(
         keys=query.key_range(start, stop),
         vectors=vectors,
         captions=query.captions(shard.rows) if "caption" in shard.marker.columns else None,
-        meta=[{_NEIGHBOURS: n} for n in neighbours],
+        meta=records,
     )
-
-
-def _median_neighbours(cache: Cache) -> float:
-    """Median of the effective number of neighbours; over 4096 evenly spread rows of a large cache."""
-    rows: npt.NDArray[np.int64] = np.unique(
-        np.linspace(0, max(0, len(cache) - 1), min(len(cache), 4096)).astype(np.int64)
-    )
-    values = [record[_NEIGHBOURS] for record in cache.meta(rows) if record and _NEIGHBOURS in record]
-    return float(np.median(values)) if values else float("nan")

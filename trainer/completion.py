@@ -81,16 +81,16 @@ def complete_rows(
     FitError
         The bank is empty or of another width.
     """
-    _check_shapes(queries, bank)
+    check_shapes(queries, bank)
     place = resolve_device(device)
-    with _true_fp32():
-        state = _RunningSoftmax(torch.from_numpy(np.ascontiguousarray(queries)).to(place) / tau)
+    with true_fp32():
+        state = RunningSoftmax(torch.from_numpy(np.ascontiguousarray(queries)).to(place) / tau)
         for rows in bank.blocks(block):
             state.add(torch.from_numpy(rows).to(place))
         return state.result()
 
 
-class _RunningSoftmax:
+class RunningSoftmax:
     """Softmax-weighted sums with running maxima (Milakov and Gimelshein 2018, arXiv 1805.02867, algorithm 3)."""
 
     def __init__(self, scaled: Tensor) -> None:
@@ -137,7 +137,8 @@ def readable_neighbours(median: float, query: str, bank: str) -> str:
     return f"each {one} averages {count} {many} (median); 1 = copying, over 1000 = mush"
 
 
-def _check_shapes(queries: Vectors, bank: BlockSource) -> None:
+def check_shapes(queries: Vectors, bank: BlockSource) -> None:
+    """Refuse an empty bank, and one of another width than the queries."""
     if len(bank) == 0:
         raise FitError("the memory bank is empty", todo="give a bank cache that has rows")
     if queries.ndim != 2 or queries.shape[1] != bank.dim:
@@ -148,7 +149,7 @@ def _check_shapes(queries: Vectors, bank: BlockSource) -> None:
 
 
 @contextmanager
-def _true_fp32() -> Iterator[None]:
+def true_fp32() -> Iterator[None]:
     """Float32 products as such: TF32 keeps ten bits, which at τ = 0.01 is an error of the scores of 0.05."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
