@@ -65,6 +65,9 @@ Encoder = Annotated[
 
 Connector = Annotated[Path, typer.Option("--connector", help="Connector folder.")]
 CachePath = Annotated[Path, typer.Argument(help="The cache.")]
+ResultFile = Annotated[Path | None, typer.Option("--output", help="Also write the result as a JSON file.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep the result file of this very run.")]
+Overlays = Annotated[Path | None, typer.Option("--overlays", help="Folder for pictures of the first frames.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -151,7 +154,14 @@ def complete(
     query: Annotated[Path, typer.Option("--query", help="Cache of the overlapping modality.")],
     bank: Annotated[list[Path], typer.Option("--bank", help="Memory bank of the same space; may repeat.")],
     output: Output,
-    tau: Annotated[float, typer.Option("--tau", help="Temperature of the softmax over the bank.")] = 0.01,
+    tau: Annotated[str, typer.Option("--tau", help="Temperature of the softmax over the bank, or auto.")] = "0.01",
+    search: Annotated[str, typer.Option("--search", help="exact, auto, topk, ivf or hnsw.")] = "exact",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="How far a unit vector may be off where a row is not exact.")
+    ] = 1e-3,
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, or bf16 products in place of exact ones.")
+    ] = "fp32",
     bank_rows: Annotated[int | None, typer.Option("--bank-rows", help="Use a seeded sample of the bank.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -170,6 +180,9 @@ def complete(
             bank,
             output,
             tau,
+            search=search,
+            tolerance=tolerance,
+            precision=precision,
             bank_rows=bank_rows,
             seed=seed,
             device=device,
@@ -346,7 +359,8 @@ def evaluate_retrieval(
     label: Annotated[str | None, typer.Option("--label", help="Field of /meta; equal values are relevant.")] = None,
     ks: Annotated[str, typer.Option("--ks", help="Cut-offs of recall.")] = "1,5,10",
     ties: Annotated[str, typer.Option("--ties", help="expected, or optimistic.")] = "expected",
-    output: Annotated[Path | None, typer.Option("--output", help="Also write the result as a JSON file.")] = None,
+    output: ResultFile = None,
+    skip_existing: SkipExisting = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     json: Json = False,
 ) -> None:
@@ -356,9 +370,162 @@ def evaluate_retrieval(
     cuts = tuple(_number(part, "--ks") for part in ks.split(","))
     report = run(
         "retrieval", query=query, gallery=gallery, connector=connector, output=output, device=device,
-        pairs=pairs, label=label, ks=cuts, ties=ties,
+        pairs=pairs, label=label, ks=cuts, ties=ties, skip_existing=skip_existing,
     )  # fmt: skip
     _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@evaluate_app.command("classification")
+def evaluate_classification(
+    query: Annotated[Path, typer.Option("--query", help="Cache of items, their class in /meta.")],
+    classes: Annotated[str | None, typer.Option("--classes", help="Names: text or JSON file, FILE:LIST.")] = None,
+    templates: Annotated[
+        str, typer.Option("--templates", help="File, or auto, plain, image, audio, pointcloud.")
+    ] = "auto",
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Cache of encoded prompts.")] = None,
+    connector: Annotated[
+        Path | None, typer.Option("--connector", help="Connector folder; none within one space.")
+    ] = None,
+    label: Annotated[str, typer.Option("--label", help="Field of /meta with the class.")] = "label",
+    ensemble: Annotated[
+        str, typer.Option("--ensemble", help="project-then-average or average-then-project.")
+    ] = "project-then-average",
+    space: Annotated[str | None, typer.Option("--space", help="Where two spaces have text.")] = None,
+    encoder: Encoder = None,
+    confusion: Annotated[Path | None, typer.Option("--confusion", help="Also draw the confusion (PNG).")] = None,
+    output: ResultFile = None,
+    skip_existing: SkipExisting = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    json: Json = False,
+) -> None:
+    """Zero-shot classification by class names in prompt templates: top-1, 3, 5 and macro accuracy."""
+    from .pipeline.evaluation.class_sources import ClassSettings
+    from .pipeline.evaluation.classification import evaluate_classification as run
+
+    settings: Any = {"prompts": prompts, "encoder": encoder, "space": space, "ensemble": ensemble}
+    report = run(
+        query, ClassSettings(classes, templates, **settings), label=label, connector=connector, output=output,
+        confusion=confusion, device=device, skip_existing=skip_existing,
+    )  # fmt: skip
+    _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@evaluate_app.command("localization")
+def evaluate_localization(
+    items: Annotated[Path, typer.Option("--items", help="JSONL: key, audio, image, boxes.")],
+    query: Annotated[Path, typer.Option("--query", help="Cache of sounds.")],
+    regions: Annotated[Path, typer.Option("--regions", help="Cache of `cmcr evaluate regions`.")],
+    connector: Annotated[
+        Path | None, typer.Option("--connector", help="Connector folder; none within one space.")
+    ] = None,
+    rule: Annotated[str, typer.Option("--rule", help="lvs, slavc or absolute.")] = "lvs",
+    threshold: Annotated[float, typer.Option("--threshold", help="Of the rules slavc and absolute.")] = 0.5,
+    overlays: Overlays = None,
+    output: ResultFile = None,
+    skip_existing: SkipExisting = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the source of each sound in its frame: cIoU at 0.5 and AUC as in LVS and SLAVC."""
+    from .pipeline.evaluation.localization import LocalizationSettings
+    from .pipeline.evaluation.localization import evaluate_localization as run
+
+    settings = LocalizationSettings(rule, threshold, overlays)  # type: ignore[arg-type]
+    report = run(
+        items, query, regions, connector=connector, settings=settings, output=output, device=device,
+        skip_existing=skip_existing,
+    )  # fmt: skip
+    _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@evaluate_app.command("counterfactual")
+def evaluate_counterfactual(
+    items: Annotated[Path, typer.Option("--items", help="JSONL: key, audio, image, boxes (empty: nothing sounds).")],
+    query: Annotated[Path, typer.Option("--query", help="Cache of sounds.")],
+    regions: Annotated[Path, typer.Option("--regions", help="Cache of `cmcr evaluate regions`.")],
+    connector: Annotated[
+        Path | None, typer.Option("--connector", help="Connector folder; none within one space.")
+    ] = None,
+    rule: Annotated[str, typer.Option("--rule", help="lvs, slavc or absolute.")] = "slavc",
+    threshold: Annotated[float, typer.Option("--threshold", help="Of the rules slavc and absolute.")] = 0.5,
+    overlays: Overlays = None,
+    output: ResultFile = None,
+    skip_existing: SkipExisting = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    json: Json = False,
+) -> None:
+    """Localize with silent and mismatched sounds among the items: AP and max-F1 as in SLAVC."""
+    from .pipeline.evaluation.counterfactual import evaluate_counterfactual as run
+    from .pipeline.evaluation.localization import LocalizationSettings
+
+    settings = LocalizationSettings(rule, threshold, overlays)  # type: ignore[arg-type]
+    report = run(
+        items, query, regions, connector=connector, settings=settings, output=output, device=device,
+        skip_existing=skip_existing,
+    )  # fmt: skip
+    _show([report.table(), *report.notes], report.to_json(), json)
+
+
+@evaluate_app.command("regions")
+def evaluate_regions(
+    input: Annotated[Path, typer.Option("--input", help="JSONL of frames: key, path.")],
+    output: Output,
+    encoder: Annotated[str, typer.Option("--encoder", help="Image encoder.")],
+    grid: Annotated[int, typer.Option("--grid", help="Windows a side.")] = 7,
+    window: Annotated[float, typer.Option("--window", help="Side of a window as a share of the frame.")] = 1 / 3,
+    proposals: Annotated[Path | None, typer.Option("--proposals", help="JSONL: key, boxes; no grid.")] = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encode regions of frames into a cache for localization; run it again to resume."""
+    from .pipeline import terminal
+    from .pipeline.evaluation.regions import RegionSettings, encode_regions
+    from .pipeline.progress import CountBar
+
+    with _maybe(quiet or json, lambda: CountBar("regions")) as progress:
+        cache = encode_regions(
+            input, output, encoder=encoder, settings=RegionSettings(grid, window, proposals), device=device,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    _show(terminal.cache_lines(cache), terminal.cache_record(cache), json)
+
+
+@evaluate_app.command("prompts")
+def evaluate_prompts(
+    classes: Annotated[str, typer.Option("--classes", help="Names: text or JSON file, FILE:LIST.")],
+    output: Annotated[Path, typer.Option("--output", help="JSONL to write.")],
+    templates: Annotated[str, typer.Option("--templates", help="File, or plain, image, audio, pointcloud.")] = "image",
+) -> None:
+    """Write the prompts of classes as a corpus for `cmcr encode --modality text`, a cache for --prompts."""
+    from .pipeline.evaluation.prompts import write_prompts
+
+    _say(f"{write_prompts(classes, templates, output):,} prompts: {output}")
+
+
+@evaluate_app.command("prepare")
+def evaluate_prepare(
+    benchmark: Annotated[
+        str, typer.Argument(help="ave, vggss, flickr-soundnet, modelnet40, esc50, audiocaps, clotho or coco.")
+    ],
+    media: Annotated[list[Path], typer.Option("--media", help="Folder with your files; may repeat.")],
+    list_file: Annotated[Path, typer.Option("--list", help="The official list.")],
+    output: Output,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="Flickr-SoundNet: folder of XML boxes.")
+    ] = None,
+    silent: Annotated[Path | None, typer.Option("--silent", help="SLAVC's extended list.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="COCO (Karpathy): split; ESC-50: fold.")] = None,
+    json: Json = False,
+) -> None:
+    """Pair an official benchmark list with your media, say what is missing, and write inputs for encode."""
+    from .pipeline.evaluation.lists.benchmarks import ListOptions
+    from .pipeline.evaluation.lists.prepare import prepare
+
+    options = ListOptions(annotations, silent, split)
+    prepared = prepare(benchmark, media=media, list_file=list_file, output=output, options=options)
+    _show(prepared.lines(), prepared.to_json(), json)
 
 
 @evaluate_app.command("recipe")

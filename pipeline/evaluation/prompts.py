@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...cache import fsio
 from ...cache.errors import CmcrError
 
 Vectors = npt.NDArray[np.float32]
@@ -173,3 +174,13 @@ def _unit(vectors: Vectors) -> Vectors:
     """Unit rows; a zero row stays zero."""
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
+
+
+def write_prompts(classes: str | Path, templates: str | Path, output: str | Path) -> int:
+    """Write :func:`prompt_lines` for a file of class names, atomically; how many prompts there are."""
+    names, forms = read_classes(classes), read_templates(templates)
+    place = Path(output)
+    with fsio.naming_folder(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    fsio.write_atomic(place, prompt_lines(names, forms).encode())
+    return len(names) * len(forms)
