@@ -176,7 +176,8 @@ def _lists_bytes(bank: Bank, seed: int) -> bytes:
         "starts": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         "rows": np.argsort(owner, kind="stable").astype(np.int64),
     }
-    return save(tensors, {"kind": "ivf", "bank": bank.content_id(), "seed": str(seed), "version": str(VERSION)})
+    file: bytes = save(tensors, {"kind": "ivf", "bank": bank.content_id(), "seed": str(seed), "version": str(VERSION)})
+    return file
 
 
 def hnsw_graph(bank: Bank, *, seed: int = 0, folder: Path | None = None) -> Any:

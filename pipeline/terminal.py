@@ -99,7 +99,7 @@ def completion_lines(report: CompletionReport) -> list[str]:
     """What a completion did, with the line that says how sharp it is."""
     before = f", {report.skipped} were done before" if report.skipped else ""
     lines = [f"{report.rows:,} rows in {report.folder} ({shards(report.shards, 'new')}{before})", report.line()]
-    return lines + _follow(report.renewed, report.vanished)
+    return lines + report.details() + _follow(report.renewed, report.vanished)
 
 
 def fit_lines(result: FitResult) -> list[str]:

@@ -2,8 +2,9 @@
 
 Inverted lists: each query visits the lists that are predicted to hold its mass, n_l exp(t·c_l/τ + v_l/2τ²) by their
 sizes, means and spreads, until all but ``coverage`` of it is in them; all rows of a visited list take part. Queries
-that visit a list meet it together, as one matrix product. Graph (HNSW): the k rows that a search brings. Neither carries
-a certificate: the mass left out is estimated from a uniform sample of the other rows (:func:`.missing_mass.estimate_mass`), and never called a bound.
+that visit a list meet it together, as one matrix product. Graph (HNSW): the k rows that a search brings. Neither
+carries a certificate: the mass left out is estimated from a uniform sample of the other rows
+(:func:`.missing_mass.estimate_mass`), and never called a bound.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ def complete(
     query: Cache | str | Path,
     bank: Cache | str | Path | Sequence[Cache | str | Path],
     output: str | Path,
-    tau: float | Literal["auto"] = 0.01,
+    tau: float | str = 0.01,
     *,
     search: Search = "exact",
     tolerance: float = 1e-3,
@@ -266,5 +266,5 @@ def _complete_shard(
         keys=query.key_range(start, stop),
         vectors=vectors,
         captions=query.captions(shard.rows) if "caption" in shard.marker.columns else None,
-        meta=records,
+        meta=[*records],
     )

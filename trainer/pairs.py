@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,24 @@ class Pairs:
     def __len__(self) -> int:
         return self.N
 
+    def temperature(self, name: str, tau1: float | Literal["auto"]) -> float:
+        """τ1 of one space: the number given, or what the completion of that space chose where it is ``auto``.
+
+        Raises
+        ------
+        FitError
+            It is ``auto``, and this space was not completed.
+        """
+        if tau1 != "auto":
+            return tau1
+        if name not in self.completions:
+            raise FitError(
+                f"tau1 is auto, and {name!r} has no completion to take it from",
+                where=f"space {name!r}",
+                todo="give the space a bank, or tau1 a number",
+            )
+        return self.completions[name].tau
+
     def keys(self, indices: npt.ArrayLike | None = None) -> list[str]:
         """Keys of joined items, or of all of them."""
         source = self.overlap[self.names[0]]
@@ -143,6 +161,8 @@ def load_pairs(
             completed[name], reports[name] = _completed(recipe, overlap[name], bank, progress)
             if say is not None:
                 say(f"{name}: {reports[name].line()}")
+                for line in reports[name].details():
+                    say(f"{name}: {line}")
     return Pairs((first, second), overlap, completed, banks, joined.report, reports)
 
 

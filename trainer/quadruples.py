@@ -200,12 +200,15 @@ def _bank_centred(pairs: Pairs, leaf: str, base: str, settings: FitSettings, cen
     width = pairs.overlap[near].dim
     both = np.empty((len(bank), width + pairs.overlap[far].dim), np.float32)  # (M, D1 + D2)
     completed = None if other is None else np.empty((len(bank), other.dim), np.float32)  # (M, D2)
+    tau = pairs.temperature(near, settings.tau1)
     for start, queries in _blocks(bank):
         rows = slice(start, start + len(queries))
         # equations 8 and 9: the weights of the near space average the overlap in both
-        both[rows] = carry(queries, pairs.overlap[near], pairs.overlap[far], settings.tau1, device=settings.device)
+        both[rows] = carry(queries, pairs.overlap[near], pairs.overlap[far], tau, device=settings.device)
         if completed is not None and other is not None:
-            completed[rows] = _complete(both[rows, width:], other, settings)  # equation 10
+            completed[rows] = _complete(
+                both[rows, width:], other, pairs.temperature(far, settings.tau1), settings.device
+            )  # equation 10
     here, there = Held(np.ascontiguousarray(both[:, :width])), Held(np.ascontiguousarray(both[:, width:]))
     made = None if completed is None else Held(completed)
     parts = ((centre, len(bank)),)
@@ -214,10 +217,10 @@ def _bank_centred(pairs: Pairs, leaf: str, base: str, settings: FitSettings, cen
     )
 
 
-def _complete(rows: Vectors, bank: Bank, settings: FitSettings) -> Vectors:
+def _complete(rows: Vectors, bank: Bank, tau: float, device: str) -> Vectors:
     """Completion of averaged rows, brought to unit length first: τ1 is meant for cosines."""
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return complete_rows(units, bank, settings.tau1, device=settings.device).vectors
+    return complete_rows(units, bank, tau, device=device).vectors
 
 
 def _blocks(bank: Bank) -> Iterator[tuple[int, Vectors]]:
