@@ -162,7 +162,7 @@ def _extras(listing: Listing) -> list[Finding]:
 def _next(findings: tuple[Finding, ...], listing: Listing) -> tuple[str, ...]:
     """What to type next: what mends, then weights that are missing, then the first run."""
     mend = [finding.todo for finding in findings if not finding.ok and finding.todo]
-    absent = [line.name for line in listing.encoders if line.missing and line.installed]
+    absent = [line.name for line in listing.encoders if line.missing and line.installed and line.of_the_paper]
     pull = [f"cmcr encoders pull {' '.join(absent)}"] if absent else []
     ready = [line.name for line in listing.encoders if line.ready and not line.name.startswith("sandbox:")]
     checks = [f"cmcr encoders check {ready[0]}"] if ready else []

@@ -31,8 +31,8 @@ def listing_lines(listing: Listing) -> list[str]:
             f"  {'yes' if line.ready else 'no '}  {line.name:26} {alias}{how_much if line.needs else 'ships with cmcr'}"
         )
         lines += [f"       missing: {one}" for one in line.missing]
-    absent = [line.name for line in listing.encoders if line.missing and line.installed]
-    lines += [f"to fetch what is missing: cmcr encoders pull {' '.join(absent)}"] if absent else []
+    absent = [line.name for line in listing.encoders if line.missing and line.installed and line.of_the_paper]
+    lines += [f"to fetch what the paper used: cmcr encoders pull {' '.join(absent)}"] if absent else []
     return [*lines, "more: open_clip:MODEL/TAG (open_clip lists them), sentence:ORG/REPO, my.py:MyEncoder"]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from ...cache.errors import EncoderError
 from ...cache.plugins import is_file_name
 from .hub import cached_file, cached_url
-from .registry import expand, families, split_name
+from .registry import expand, families, split_name, split_options
 from .sentence_folder import cached_folder, carried, is_folder, repository, split_prompt
 
 TOKENIZER_FILES = (
@@ -36,6 +36,7 @@ ULIP_URL = (
     "https://storage.googleapis.com/sfr-ulip-code-release-research/pretrained_models/"
     "ckpt_zero-sho_classification/pointbert_ULIP-2.pt"
 )
+_AT_URL = ("pointbert_ULIP-2",)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Artefact:
     take : {"first", "every"}
         The first of ``names`` that the repository has (other forms of the same weights follow), or all that it has.
     url, sha256 : str
-        The plain address where there is no repository, and the beginning of the file's hash where it is published.
+        The plain address where there is no repository or it does not answer, and the beginning of the file's hash where
+        it is published.
     size : int, optional
         Bytes, about, as published; the true size is asked of the server.
     """
@@ -70,12 +72,13 @@ class Artefact:
     @property
     def source(self) -> str:
         """Where it comes from, for people."""
-        return self.url or self.repo
+        return self.repo or self.url
 
     def here(self, cache_dir: str | None = None) -> Path | None:
         """The file or folder on this machine, or None; never asks the network."""
-        if self.url:
-            return cached_url(self.url)
+        at_url = cached_url(self.url) if self.url else None
+        if at_url is not None or not self.repo:
+            return at_url
         if not self.names:
             return carried(self.repo) or cached_folder(self.repo, cache_dir)
         wanted = list(self.names) if self.take == "first" else [n for n in self.names if n in VOCABULARIES]
@@ -91,7 +94,7 @@ def artefacts_of(name: str) -> tuple[Artefact, ...]:
     EncoderError
         If the name is unknown, or its family does not say what it needs.
     """
-    full = expand(name)
+    full = expand(split_options(name)[0])
     if is_file_name(full):
         return ()
     if full in PUBLISHED:
@@ -168,7 +171,7 @@ def _ulip(model: str, weights: str | None) -> tuple[Artefact, ...]:
         return ()
     stem = (weights or "pointbert_ULIP-2").removesuffix(".pt")
     file = ULIP_FILES.get(stem, f"{ULIP_FOLDER}/{stem}.pt")
-    return (Artefact("weights", ULIP_REPO, (file,), repo_type="dataset"),)
+    return (Artefact("weights", ULIP_REPO, (file,), repo_type="dataset", url=ULIP_URL if stem in _AT_URL else ""),)
 
 
 def _sentence(model: str, weights: str | None) -> tuple[Artefact, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...cache.errors import EncoderError
 from .base import MODALITIES, Encoder, Item, Modality
-from .registry import expand, families, load_encoder, split_name
+from .registry import expand, families, load_encoder, split_name, split_options
 
 BATCH = 8
 _SANDBOX: dict[str, tuple[Modality, ...]] = {
@@ -64,11 +64,12 @@ def check(
 
 def towers_of(name: str) -> list[Modality | None]:
     """The modalities that a name's towers encode; ``[None]`` where only the encoder itself knows."""
-    family, colon, _ = expand(name).partition(":")
+    full = expand(split_options(name)[0])
+    family, colon, _ = full.partition(":")
     if not colon or family not in families():
         return [None]
     if family == "sandbox":
-        return list(_SANDBOX.get(split_name(expand(name))[1], (None,)))
+        return list(_SANDBOX.get(split_name(full)[1], (None,)))
     return list(families()[family].modalities) or [None]
 
 

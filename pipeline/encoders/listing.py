@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .artefacts import PUBLISHED, Artefact, artefacts_of
-from .registry import SHORT_NAMES, FamilyInfo, families
+from .registry import DEFAULTS, SHORT_NAMES, FamilyInfo, families
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class WeightsLine:
     missing: tuple[str, ...]
     size: int | None
     installed: bool
+
+    @property
+    def of_the_paper(self) -> bool:
+        """Whether the paper used it."""
+        return self.name in DEFAULTS.values()
 
     @property
     def ready(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +141,9 @@ def _plan(encoder: str, artefact: Artefact, cache_dir: str | None) -> list[Plann
     here = artefact.here(cache_dir)
     if here is not None:
         return [Planned(encoder, artefact, here.name, None, here)]
-    host = artefact.url or endpoint()
+    host = endpoint() if artefact.repo else artefact.url
+    if artefact.repo and artefact.url and not reachable(host) and reachable(artefact.url):
+        return _plan(encoder, replace(artefact, repo=""), cache_dir)
     if not reachable(host):
         why = "offline mode is set" if offline_by_choice() else "it cannot be reached"
         raise MissingWeightsError(
@@ -149,7 +151,7 @@ def _plan(encoder: str, artefact: Artefact, cache_dir: str | None) -> list[Plann
             where=artefact.source,
             todo="run this where there is network (a login node), HF_HUB_OFFLINE unset, and share or copy HF_HOME",
         )
-    if artefact.url:
+    if not artefact.repo:
         return [Planned(encoder, artefact, url_target(artefact.url).name, remote_size(artefact.url))]
     try:
         files = _hub_files(artefact)
@@ -185,7 +187,7 @@ def _hub_files(artefact: Artefact) -> list[tuple[str, int | None]]:
 
 def _fetch(one: Planned, cache_dir: str | None, progress: Progress | None) -> Path:
     artefact = one.artefact
-    if artefact.url:
+    if not artefact.repo:
         return download(artefact.url, url_target(artefact.url), sha256=artefact.sha256, progress=progress)
     from huggingface_hub import hf_hub_download
 
