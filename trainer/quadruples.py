@@ -1,6 +1,6 @@
 """Pseudo-quadruples centred on each modality in turn: the training data of Ex-MCR.
 
-Wang et al., arXiv 2310.08884, "various modality-centric data". A row has four vectors of one meaning: the overlapping
+Zhang, Wang et al., arXiv 2310.08884, "various modality-centric data". A row has four vectors of one meaning: the overlapping
 modality and the other modality, in the leaf space and in the base space. Whichever modality the row starts from, the
 other vectors are softmax-weighted averages over banks; docs/method.md gives the equations.
 """
@@ -169,7 +169,9 @@ def quadruples(pairs: Pairs, leaf: str, base: str, settings: FitSettings, centre
     leaf, base : str
         The space to be led into the other, and the one that is kept.
     settings : FitSettings
-        ``tau1`` and ``device``; a bank sampled by ``bank_rows`` gives as many rows.
+        ``tau1`` and ``device``; a bank sampled by ``bank_rows`` gives as many rows. All averages are exact, whatever
+        ``search`` says of the completions of the overlap. ``auto`` is the temperature that the completion of the space
+        chose whose similarities are weighed.
     centres : sequence of str
         ``overlap``, ``leaf`` (each row of the leaf's bank), ``base`` (each row of the base's bank).
     """

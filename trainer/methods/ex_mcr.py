@@ -1,4 +1,4 @@
-"""Method ``ex-mcr``: Wang et al., "Extending Multi-modal Contrastive Representations", NeurIPS 2024 (arXiv 2310.08884).
+"""Method ``ex-mcr``: Zhang, Wang et al., "Extending Multi-modal Contrastive Representations", NeurIPS 2024 (arXiv 2310.08884).
 
 One space (the base) is kept as it is; the other (the leaf) is led into it by a decoupled head. ``docs/method.md`` has
 every equation, and says what is the paper's and what is ours.
@@ -182,7 +182,7 @@ class ExMcrObjective:
                 together = self._head.intra(torch.cat(vectors))  # (2B, D_in)
                 near = list(together.chunk(len(vectors)))
                 far = list(self._head.inter(together).chunk(len(vectors)))  # (B, D) each
-        return [F.normalize(rows.float(), dim=1) for rows in far], [F.normalize(rows.float(), dim=1) for rows in near]
+        return [_unit(rows) for rows in far], [_unit(rows) for rows in near]
 
     def bad_rows(self, rows: Indices) -> str | None:
         """The first row whose stored vectors are zero or not finite."""
@@ -207,3 +207,8 @@ class ExMcrObjective:
                 names += [f"row {row} of the bank of {spaces[centre]}" for row in mine]
             start += count
         return names
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Unit rows, at least float32."""
+    return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
