@@ -176,7 +176,9 @@ def _lists_bytes(bank: Bank, seed: int) -> bytes:
         "starts": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         "rows": np.argsort(owner, kind="stable").astype(np.int64),
     }
-    file: bytes = save(tensors, {"kind": "ivf", "bank": bank.content_id(), "seed": str(seed), "version": str(VERSION)})
+    about = {"kind": "ivf", "bank": bank.content_id(), "seed": seed, "version": VERSION}
+    # one entry: safetensors writes several in an order that differs from call to call
+    file: bytes = save(tensors, {"cmcr": json.dumps(about, sort_keys=True)})
     return file
 
 

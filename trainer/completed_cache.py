@@ -23,7 +23,7 @@ from .completion import Completed, complete_rows
 from .completion_report import CompletionReport, make_report
 from .device import resolve_device
 from .search_choice import CompletionPlan, plan_completion
-from .settings import CompletionSettings, Precision, Search
+from .settings import CompletionSettings
 from .spaces import check_space
 
 __all__ = ["Completed", "CompletionReport", "complete", "complete_rows", "completed_cache"]
@@ -39,9 +39,9 @@ def complete(
     output: str | Path,
     tau: float | str = 0.01,
     *,
-    search: Search = "exact",
+    search: str = "exact",
     tolerance: float = 1e-3,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
     bank_rows: int | None = None,
     seed: int = 0,
     device: str = "cpu",

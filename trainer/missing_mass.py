@@ -2,11 +2,11 @@
 
 Certificate, with u_i = (s_i − s_1)/τ and the k best of M rows kept (design: docs/completion.md):
 
-    r = (M − k) exp(u_k),   Z_k = Σ_{i≤k} exp(u_i),   mass left out <= m = r / (Z_k + r)
+    r = (M − k) exp(u_{k+1}),   Z_k = Σ_{i≤k} exp(u_i),   mass left out <= m = r / (Z_k + r)
 
-Every row left out scores at most s_k, so r bounds their sum. The full mean is x = (1 − m) x^ + m y, y a mean of unit
-rows: ‖x − x^‖ <= 2m, and after L2 normalisation 4m/‖x^‖. Scores are float32; :func:`score_slack` is how far any order
-of summation can put them off, and goes into r.
+Every row left out scores at most s_{k+1}, so r bounds their sum (s_k where no more than k are known). The full mean is
+x = (1 − m) x^ + m y, y a mean of unit rows: ‖x − x^‖ <= 2m, and after L2 normalisation 4m/‖x^‖. Scores are float32;
+:func:`score_slack` is how far any order of summation can put them off, and goes into r.
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ def rounded_up(value: float, digits: int = 4) -> float:
     return near if near >= value else float(f"{value + step:.{digits - 1}e}")
 
 
-def smallest_k(scaled: Float64, cosines: Float64, rows: int, slack: float, tolerance: float) -> int:
+def smallest_k(scaled: Float64, below: float, cosines: Float64, rows: int, slack: float, tolerance: float) -> int:
     """The least k whose certificate keeps the unit vector within ``tolerance``; 0 where none does.
 
     Parameters
     ----------
     scaled : array (K,) float64
         s_i/τ of the best rows, descending.
+    below : float
+        Every other row has s/τ below this.
     cosines : array (K,) float64
         s_i: their weighted mean is a lower bound of ‖x^‖, since t·x^ = Σ p_i s_i and ‖t‖ = 1.
     rows : int
@@ -82,7 +84,8 @@ def smallest_k(scaled: Float64, cosines: Float64, rows: int, slack: float, toler
     total = np.cumsum(weights)  # Z_k (K,)
     length = np.cumsum(weights * cosines) / total - 4 * slack * np.abs(cosines).max(initial=0)
     kept = np.arange(1, len(scaled) + 1)
-    mass = mass_bound(total * np.exp(-slack), scaled - scaled[0] + slack, rows - kept)
+    best_left = np.append(scaled[1:], below)  # s_{k+1}/τ (K,)
+    mass = mass_bound(total * np.exp(-slack), best_left - scaled[0] + slack, rows - kept)
     holds = (length > 0) & (vector_bound(mass, np.maximum(length, 1e-30)) <= tolerance)
     return int(holds.argmax()) + 1 if holds.any() else 0
 

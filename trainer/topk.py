@@ -99,12 +99,13 @@ def _complete(queries: Vectors, bank: RowBank, tau: float, tolerance: float, dev
     whole = []
     for query, (numbers, scores) in enumerate(found.result()):
         exact = scores.astype(np.float64)
-        k = 0 if len(exact) == 0 else smallest_k(exact / tau, exact, rows, slack, tolerance)
+        below = float(found.floor[query]) / tau
+        k = 0 if len(exact) == 0 else smallest_k(exact / tau, below, exact, rows, slack, tolerance)
         if not 0 < k <= most:
             whole.append(query)
             continue
         done = _average(queries[query], bank.rows(numbers[:k]), tau)
-        worst = exact[k - 1] / tau + slack - done.peak
+        worst = (exact[k] / tau if k < len(exact) else below) + slack - done.peak
         out.vectors[query], out.neighbours[query], out.k[query] = done.vector, done.neighbours, k
         out.mass[query] = mass_bound(done.total, worst, rows - k)
         out.error[query] = vector_bound(out.mass[query], float(np.linalg.norm(done.vector.astype(np.float64))))
@@ -149,10 +150,16 @@ class _Within:
         self.parts.append(((owner + first).astype(np.int32), column + start, values))
         self.held += len(values)
 
+    @property
+    def floor(self) -> Vectors:
+        """Every row with a score of at least this is kept: (B,)."""
+        lowest: Vectors = self.best.cpu().numpy()[:, 0] - np.float32(self.gap)
+        return lowest
+
     def _compact(self, limit: int) -> None:
         """Forget rows that the best has left behind, and queries that have too many rows, alone or all together."""
         owner, number, score = (np.concatenate(part) for part in zip(*self.parts, strict=True))
-        floor = self.best.cpu().numpy()[:, 0] - np.float32(self.gap)
+        floor = self.floor
         keep = score >= floor[owner]
         counts = np.bincount(owner[keep], minlength=len(floor))
         self.given_up |= counts > self.most
