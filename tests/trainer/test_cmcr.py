@@ -14,8 +14,7 @@ import torch
 from cmcr.cache.errors import FitError, RecipeError
 from cmcr.trainer.fit import fit
 from cmcr.trainer.losses import LossWeights, cmcr_loss
-from cmcr.trainer.methods.cmcr import Cmcr, CmcrObjective, make_heads
-from cmcr.trainer.noise import normal_rows
+from cmcr.trainer.methods.cmcr import Cmcr, make_heads
 from cmcr.trainer.settings import FitSettings
 
 
@@ -30,106 +29,6 @@ class Matrix:
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         return self.matrix[indices]
-
-
-def restated(
-    weights: dict[str, torch.Tensor],
-    rows: dict[str, torch.Tensor],
-    noise: dict[str, torch.Tensor],
-    settings: dict[str, Any],
-) -> torch.Tensor:
-    """One step of C-MCR as the paper writes it, dense and plain.
-
-    ``rows`` and ``noise`` have t1, t2, bank1, bank2 and t1, t2, x1, x2; ``weights`` the parameters of both projectors.
-    """
-
-    def norm(z: torch.Tensor) -> torch.Tensor:
-        return z / z.pow(2).sum(1, keepdim=True).sqrt()
-
-    def complete(t: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:  # semantic consistency
-        scores = t @ bank.T / settings["tau1"]
-        weight = scores.exp() / scores.exp().sum(1, keepdim=True)
-        return weight @ bank
-
-    def batch_norm(z: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        mean, variance = z.mean(0), z.var(0, unbiased=False)
-        return (z - mean) / (variance + 1e-5).sqrt() * scale + shift
-
-    def project(z: torch.Tensor, space: str) -> torch.Tensor:
-        w = {name.removeprefix(space + "."): value for name, value in weights.items() if name.startswith(space)}
-        hidden = batch_norm(z @ w["linear1.weight"].T, w["bn1.weight"], w["bn1.bias"]).clamp(min=0)
-        return batch_norm(hidden @ w["linear2.weight"].T, w["bn2.weight"], w["bn2.bias"])
-
-    def contrast(a: torch.Tensor, b: torch.Tensor, tau: float) -> torch.Tensor:  # symmetric InfoNCE
-        scores = (a @ b.T / tau).exp()
-        forth = -(scores.diag() / scores.sum(1)).log().mean()
-        back = -(scores.diag() / scores.sum(0)).log().mean()
-        return (forth + back) / 2
-
-    seen = {}
-    for space in ("1", "2"):
-        t, x = rows["t" + space], complete(rows["t" + space], rows["bank" + space])
-        if settings["renormalise_completed"]:
-            x = norm(x)
-        t, x = (
-            norm(z + settings["sigma"] * noise[name + space]) for z, name in ((t, "t"), (x, "x"))
-        )  # semantic completion
-        if settings["bn_pass"] == "joint":
-            both = project(torch.cat([t, x]), space)
-            t, x = both[: len(t)], both[len(t) :]
-        else:
-            t, x = project(t, space), project(x, space)
-        seen["t" + space], seen["x" + space] = norm(t), norm(x)
-    distance = torch.zeros((), dtype=torch.float64)
-    for space in ("1", "2"):  # intra-MCR alignment
-        squares = (seen["t" + space] - seen["x" + space]).pow(2).sum(1)
-        distance = distance + (squares if settings["intra"] == "squared" else squares.sqrt()).mean() / 2
-    overlap = contrast(seen["t1"], seen["t2"], settings["tau2"])
-    completed = contrast(seen["x1"], seen["x2"], settings["tau3"])
-    return overlap + completed + settings["lambda_intra"] * distance
-
-
-@pytest.mark.parametrize("renormalise", [True, False])
-@pytest.mark.parametrize("bn_pass", ["joint", "separate"])
-@pytest.mark.parametrize("intra", ["plain", "squared"])
-def test_loss_and_gradients_equal_a_plain_restatement(
-    unit: Callable[..., np.ndarray], intra: str, bn_pass: str, renormalise: bool
-) -> None:
-    count, dims, step = 40, {"1": 9, "2": 7}, 11
-    t = {s: unit(count, d, int(s)).astype(np.float64) for s, d in dims.items()}
-    bank = {s: unit(25, d, 10 + int(s)).astype(np.float64) for s, d in dims.items()}
-    t = {s: rows / np.linalg.norm(rows, axis=1, keepdims=True) for s, rows in t.items()}
-    settings = FitSettings(
-        method="c-mcr", tau1=0.1, tau2=0.05, tau3=0.07, hidden=12, out_dim=8, lambda_intra=0.3, seed=5,
-        intra=intra, bn_pass=bn_pass, renormalise_completed=renormalise,
-    )  # fmt: skip
-
-    def completed(s: str) -> np.ndarray:
-        scores = np.exp(t[s] @ bank[s].T / 0.1)
-        return scores / scores.sum(1, keepdims=True) @ bank[s]
-
-    pairs: Any = SimpleNamespace(
-        names=("1", "2"),
-        overlap={s: Matrix(t[s]) for s in dims},
-        completed={s: Matrix(completed(s)) for s in dims},
-    )
-    heads = {name: head.double() for name, head in make_heads(pairs, settings).items()}
-    objective = CmcrObjective(pairs, settings, heads, torch.device("cpu"))
-    objective.model.train()
-    total, parts = objective.loss(np.arange(count), step)
-    ours = torch.autograd.grad(total, list(objective.model.parameters()))
-
-    numbers = torch.arange(count)
-    streams = {"t1": 0, "t2": 1, "x1": 2, "x2": 3}
-    noise = {n: normal_rows(numbers, dims[n[1]], seed=5, step=step, stream=k).double() for n, k in streams.items()}
-    rows = {"t" + s: torch.from_numpy(t[s]) for s in dims} | {"bank" + s: torch.from_numpy(bank[s]) for s in dims}
-    weights = {name: p.detach().clone().requires_grad_() for name, p in objective.model.named_parameters()}
-    plain = restated(weights, rows, noise, {**settings.model_dump(), "sigma": settings.noise_std(0)})
-    theirs = torch.autograd.grad(plain, list(weights.values()))
-    assert total.item() == pytest.approx(plain.item(), rel=1e-6)
-    assert set(parts) == {"overlap", "completed", "intra"}
-    for name, mine, other in zip(weights, ours, theirs, strict=True):
-        assert float((mine - other).norm() / other.norm()) < 1e-6, name
 
 
 def test_the_first_weights_come_from_the_seed_and_leave_torch_alone(unit: Callable[..., np.ndarray]) -> None:
