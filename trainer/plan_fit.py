@@ -150,11 +150,12 @@ def plan_fit(
         pairs = load_pairs(plan, complete=False)
     trial = _trial(method, pairs, plan.fit, device)
     spaces = tuple(_space(plan, pairs, name, method, trial) for name in pairs.names)
-    batches = Batches(pairs.N, plan.fit.batch_size, plan.fit.seed)
+    batches = Batches(_trained_rows(method, pairs, plan.fit), plan.fit.batch_size, plan.fit.seed)
     steps = plan.fit.epochs * batches.per_epoch if trial else 0
     parameters = sum(p.numel() for p in trial.model.parameters()) if trial else 0
     completing = sum(_completion_seconds(plan, pairs, space, str(device)) for space in spaces if space.to_complete)
-    step = _step_seconds(trial, batches, plan.fit) if trial else None
+    joined = Batches(pairs.N, plan.fit.batch_size, plan.fit.seed)  # what a trial holds
+    step = _step_seconds(trial, joined, plan.fit) if trial else None
     return FitPlan(
         method=plan.fit.method,
         output="" if folder is None else str(folder),
@@ -184,6 +185,18 @@ def _trial(method: Method, pairs: Pairs, settings: FitSettings, device: torch.de
     return make(replace(pairs, completed=stand_in), settings, device)
 
 
+def _trained_rows(method: Method, pairs: Pairs, settings: FitSettings) -> int:
+    """Rows of an epoch: the joined ones, unless the method says otherwise (``trained_rows``), as ex-mcr does."""
+    count: Callable[..., int] | None = getattr(method, "trained_rows", None)
+    return pairs.N if count is None else count(pairs, settings)
+
+
+def _head_kind(trial: Objective, name: str, settings: FitSettings) -> str:
+    """Kind of a space's head, from the trial where it holds the heads."""
+    heads = getattr(trial, "heads", {})
+    return str(heads[name].spec.kind) if name in heads else settings.head_kind(name)
+
+
 def _space(plan: Recipe, pairs: Pairs, name: str, method: Method, trial: Objective | None) -> SpacePlan:
     cache, bank = pairs.overlap[name].cache, pairs.bank[name]
     completion, missing = None, 0
@@ -201,7 +214,7 @@ def _space(plan: Recipe, pairs: Pairs, name: str, method: Method, trial: Objecti
         bank_caches=0 if bank is None else len(bank.caches),
         completion=completion,
         to_complete=missing,
-        head=plan.fit.head_kind(name) if trial else None,
+        head=_head_kind(trial, name, plan.fit) if trial else None,
     )
 
 

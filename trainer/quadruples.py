@@ -1,8 +1,8 @@
 """Pseudo-quadruples centred on each modality in turn: the training data of Ex-MCR.
 
-Zhang, Wang et al., arXiv 2310.08884, "various modality-centric data". A row has four vectors of one meaning: the overlapping
-modality and the other modality, in the leaf space and in the base space. Whichever modality the row starts from, the
-other vectors are softmax-weighted averages over banks; docs/method.md gives the equations.
+"Various modality-centric data" of arXiv 2310.08884. A row has four vectors of one meaning: the overlapping modality
+and the other modality, in the leaf space and in the base space. Whichever modality the row starts from, the other
+vectors are softmax-weighted averages over banks; docs/method.md gives the equations.
 """
 
 from __future__ import annotations

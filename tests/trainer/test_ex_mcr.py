@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from cmcr.cache.errors import FitError, RecipeError
-from cmcr.trainer.fit import fit
+from cmcr.trainer.fit import fit, recipe_of
 from cmcr.trainer.methods.ex_mcr import ExMcr, ExMcrObjective, make_head
 from cmcr.trainer.noise import normal_rows
+from cmcr.trainer.plan_fit import plan_fit
 from cmcr.trainer.quadruples import Quadruples, Stacked, carry, overlap_rows, quadruples
 from cmcr.trainer.settings import FitSettings
 
@@ -312,6 +313,16 @@ def test_a_trial_for_planning_computes_no_quadruples(unit: Unit) -> None:
     trial = ExMcr().make_objective(pairs, settings, torch.device("cpu"))
     assert trial.data == overlap_rows(pairs, "clap", "clip")
     assert ExMcr().trained_rows(pairs, settings) == 94
+
+
+def test_a_plan_counts_the_rows_of_every_centre_and_names_both_heads(linear_world: dict[str, Any]) -> None:
+    settings = {name: value for name, value in linear_world.items() if name not in ("space", "output")}
+    plan = plan_fit(recipe_of(None, settings, linear_world["space"]), epochs=2)
+    assert plan.steps == 2 * ((600 + 150 + 150) // 128)
+    assert {space.name: space.head for space in plan.spaces} == {"clap": "decoupled", "clip": "identity"}
+    assert plan.dim == 20
+    done = fit(epochs=2, **linear_world)
+    assert done.metrics["step"] == plan.steps
 
 
 def macro_map(kit: Path, similarity: np.ndarray, gallery: str) -> float:

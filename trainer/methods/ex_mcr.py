@@ -1,4 +1,4 @@
-"""Method ``ex-mcr``: Zhang, Wang et al., "Extending Multi-modal Contrastive Representations", NeurIPS 2024 (arXiv 2310.08884).
+"""Method ``ex-mcr``: "Extending Multi-modal Contrastive Representations", NeurIPS 2024 (arXiv 2310.08884).
 
 One space (the base) is kept as it is; the other (the leaf) is led into it by a decoupled head. ``docs/method.md`` has
 every equation, and says what is the paper's and what is ours.
