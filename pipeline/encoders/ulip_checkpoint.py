@@ -120,10 +120,13 @@ def _load(path: Path) -> Any:
 @contextmanager
 def _plain_values() -> Iterator[None]:
     """Within the block torch reads an ``argparse.Namespace`` and numpy's numbers too; neither runs code."""
-    core: Any = getattr(np, "_core", None) or np.core
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [argparse.Namespace, np.dtype, scalar]
+    allowed += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6):  # the function's names in numpy 1 and 2
+        allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals([argparse.Namespace, core.multiarray.scalar, np.dtype, *kinds])
+    torch.serialization.add_safe_globals(allowed)
     try:
         yield
     finally:

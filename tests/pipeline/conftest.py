@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import importlib.util
 import json
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,3 +171,56 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return asked
+
+
+@pytest.fixture(scope="session")
+def ulip_maker() -> Any:
+    """``golden/make_ulip.py``: the seeded weights and inputs that the original gave ULIP's golden values for."""
+    path = Path(__file__).parent / "golden" / "make_ulip.py"
+    spec = importlib.util.spec_from_file_location("make_ulip", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def ulip_shapes() -> dict[str, dict[str, list[int]]]:
+    """Names and shapes of the official state dicts, at full size and as small as the golden values."""
+    shapes: dict[str, dict[str, list[int]]] = json.loads(
+        (Path(__file__).parent / "golden" / "ulip_keys.json").read_text(encoding="utf-8")
+    )
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def ulip_files(ulip_maker: Any, ulip_shapes: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints as ULIP's main.py writes them, with the seeded weights: ``xyz`` and ``colored``."""
+    folder = tmp_path_factory.mktemp("ulip")
+    files = {}
+    for kind, name in (("xyz", "pointbert_ULIP-2.pt"), ("colored", "ULIP-2-colored.pt")):
+        files[kind] = folder / name
+        torch.save(
+            {
+                "epoch": 250,
+                "state_dict": ulip_maker.weights(ulip_shapes[f"{kind}_small"]),
+                "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(3e-3), "betas": (0.9, 0.98)}]},
+                "scaler": {"scale": 65536.0},
+                "best_acc1": np.float64(74.0),
+                "args": argparse.Namespace(model="ULIP_PointBERT", npoints=8192, output_dir="./outputs"),
+            },
+            files[kind],
+        )
+    return files
+
+
+@pytest.fixture
+def small_ulip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The family's models as shallow as the golden values; everything else of them is official."""
+    from cmcr.pipeline.encoders import ulip
+
+    for name, variant in ulip.MODELS.items():
+        points = replace(variant.points, depth=2, groups=128, group_size=32)
+        slip = replace(variant.slip, image_depth=2, text_depth=2)
+        monkeypatch.setitem(ulip.MODELS, name, replace(variant, points=points, slip=slip))
