@@ -22,7 +22,7 @@ from ..trainer.recipe_checks import check_evals
 from ..trainer.run_folder import Progress, RunFolder
 from .compare_figures import Figures, figures_of
 from .compare_tables import csv_text, latex, tables, text
-from .eval_sets import EvalSet
+from .eval_sets import EvalSet, readable
 from .recipe_evals import RecipeReport, measure_recipe
 
 FORMAT, VERSION = "cmcr-comparison", 1
@@ -98,15 +98,15 @@ class Comparison:
         """Tables and lines for a terminal."""
         return [*tables(self.figures), *self.notes]
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``comparison.json``: no times, no paths."""
+    def to_json(self, figures: Figures | None = None) -> dict[str, Any]:
+        """The content of ``comparison.json``: no times, no paths; ``figures`` where they are at hand."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "cmcr": __version__,
             "seeds": self.seeds,
             "connectors": {name: [report.connector[0] for report in found] for name, found in self.reports.items()},
-            **self.figures.to_json(),
+            **(figures or self.figures).to_json(),
             "failures": [vars(failure) for failure in self.failures],
             "missing": self.missing,
         }
@@ -114,7 +114,7 @@ class Comparison:
     def write(self) -> None:
         """Replace the four files of the folder, each atomically."""
         figures = self.figures
-        record = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        record = json.dumps(self.to_json(figures), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         for name, content in (
             (TEXT, text(figures, self.notes)),
             (CSV, csv_text(figures)),
@@ -182,7 +182,7 @@ def compare(
         else:
             made.seeds[run.name].append(run.seed)
             made.reports[run.name].append(report)
-            tell(f"{number}/{len(runs)} {run.name}, seed {run.seed}: {how}")
+            tell(f"{number}/{len(runs)} {run.name}, seed {run.seed}: {how}{_headline(report)}")
         made.missing -= 1
         made.write()
     return made
@@ -245,6 +245,15 @@ def _fitted(run: Run, *, overwrite: bool, progress: Progress | None) -> tuple[Co
     result = fit(run.recipe, output=run.folder, overwrite=replace, progress=progress)
     connector = result.connector.to(resolve_device(run.recipe.fit.device))
     return connector, f"fitted in {result.seconds:.1f} s"
+
+
+def _headline(report: RecipeReport) -> str:
+    """The first figure of the first set."""
+    if not report.sets:
+        return ""
+    first = report.sets[0].there
+    measure = first.measures[0]
+    return f"; {report.sets[0].set.recipe.name} {readable(measure)} {100 * first.metrics.to_json()[measure]:.1f}"
 
 
 def _what(error: Exception) -> str:

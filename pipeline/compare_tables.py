@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 # Columns of one printed table of damage, so that it fits the width.
-_ACROSS = 4
+_ACROSS = 3
 COLUMNS = (
     "kind", "set", "what", "method", "measure", "seeds", "mean", "sd", "low", "high", "chance", "before", "queries",
     "items",
@@ -24,16 +24,27 @@ COLUMNS = (
 
 def percent(figure: Figure, *, signed: bool = False) -> str:
     """``72.4 ± 0.3 [68.1, 76.2]``: mean and deviation over seeds, interval over queries; no ± for one seed."""
+    if signed and max(abs(figure.low), abs(figure.high), figure.sd or 0.0) < 1e-9:
+        return "0"  # no query changed
     sign = "+" if signed else ""
     spread = "" if figure.sd is None else f" ± {100 * figure.sd:.1f}"
     return f"{100 * figure.mean:{sign}.1f}{spread} [{100 * figure.low:{sign}.1f}, {100 * figure.high:{sign}.1f}]"
 
 
-def tables(figures: Figures) -> list[Table]:
-    """Tables for a terminal of 100 columns: one for each direction of each set, then the damage; best means bold."""
-    made = [_part_table(part) for part in figures.parts]
-    starts = range(0, len(figures.damage), _ACROSS)
-    return made + [_damage_table(figures.damage[start : start + _ACROSS]) for start in starts]
+def tables(figures: Figures) -> list[Table | str]:
+    """What a terminal of 100 columns shows: each direction of each set, then the damage; best means are bold."""
+    shown: list[Table | str] = []
+    for part in figures.parts:
+        shown += [
+            f"{part.name}: {part.title}, percent",
+            f"{part.queries:,} queries, {part.items:,} items, {part.about}",
+            _part_table(part),
+        ]
+    for start in range(0, len(figures.damage), _ACROSS):
+        if not start:
+            shown.append("damage to the source spaces: points that projection wins or loses inside one space")
+        shown.append(_damage_table(figures.damage[start : start + _ACROSS]))
+    return shown
 
 
 def text(figures: Figures, more: Sequence[str] = ()) -> str:
@@ -42,10 +53,11 @@ def text(figures: Figures, more: Sequence[str] = ()) -> str:
 
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, color_system=None, highlight=False, legacy_windows=False)
-    for table in tables(figures):
-        console.print(table)
-    for line in more:
-        console.print(line, markup=False, soft_wrap=True)
+    for one in (*tables(figures), *more):
+        if isinstance(one, str):
+            console.print(one, markup=False, soft_wrap=True)
+        else:
+            console.print(one)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -53,17 +65,15 @@ def _part_table(part: Part) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"{part.name}: {part.title}, {part.queries:,} queries, {part.items:,} items, percent"
-    table = Table(title=escape(title), title_justify="left", caption=escape(part.about), caption_justify="left")
+    table = Table()
     table.add_column("method", overflow="fold")
     for measure in part.measures:
-        table.add_column(readable(measure), justify="right")
+        table.add_column(readable(measure), justify="right", no_wrap=True)
     table.add_row("chance", *(f"{100 * part.chance[one]:.1f}" for one in part.measures), style="dim", end_section=True)
     for method, found in part.figures.items():
         cells = [(percent(found[one]), found[one].mean == part.best(one)) for one in part.measures]
-        table.add_row(
-            escape(method), *(f"[bold]{escape(cell)}[/bold]" if best else escape(cell) for cell, best in cells)
-        )
+        shown = [f"[bold]{escape(cell)}[/bold]" if best else escape(cell) for cell, best in cells]
+        table.add_row(escape(method), *shown)
     return table
 
 
@@ -71,14 +81,17 @@ def _damage_table(parts: Sequence[DamagePart]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="damage to the source spaces: points lost or won by projection [95%]", title_justify="left")
+    cells = {name: [percent(part.change[name], signed=True) for part in parts] for name in parts[0].change}
+    table = Table()
     table.add_column("method", overflow="fold")
-    for part in parts:
-        table.add_column(escape(f"{part.name}: {part.task}"), justify="right", overflow="fold")
-    table.add_row("before", *(f"{100 * part.before:.1f} of {part.queries:,}" for part in parts), style="dim")
+    for column, part in enumerate(parts):
+        width = max(24, *(len(row[column]) for row in cells.values()))
+        header = f"{part.name}: {part.task}, {part.queries:,} queries"
+        table.add_column(escape(header), justify="right", min_width=width, max_width=width)
+    table.add_row("before", *(f"{100 * part.before:.1f}" for part in parts), style="dim")
     table.add_row("chance", *(f"{100 * part.chance:.1f}" for part in parts), style="dim", end_section=True)
-    for method in parts[0].change:
-        table.add_row(escape(method), *(escape(percent(part.change[method], signed=True)) for part in parts))
+    for name, row in cells.items():
+        table.add_row(escape(name), *(escape(cell) for cell in row))
     return table
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Floats = npt.NDArray[np.float64]
-ZERO_SHOT, RETRIEVAL, NEIGHBOURS = "zero-shot top-1", "retrieval R@1", "nearest in bank, in first 10"
+ZERO_SHOT, RETRIEVAL, NEIGHBOURS = "zero-shot top-1", "retrieval R@1", "nearest before, among 10 first after"
 # Rows that the look at neighbours takes, seeded; a head may cost thousands of operations a row.
-_ASKED, _ANSWERS = 1000, 8192
+_ASKED, _ANSWERS = 1000, 4096
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def inside_one_space(
 def neighbours_kept(plan: Recipe, space: str, connector: Connector, *, seed: int = 0) -> Damage | None:
     """Overlap to bank, without labels: is the bank item that was nearest before among the first ten after?
 
-    Up to 1,000 overlap items and 8,192 bank rows take part, seeded samples of more. None in a space without a bank.
+    Up to 1,000 overlap items and 4,096 bank rows take part, seeded samples of more. None in a space without a bank.
     """
     tables = plan.space[space]
     if not tables.bank:
@@ -213,7 +213,7 @@ def neighbours_kept(plan: Recipe, space: str, connector: Connector, *, seed: int
     after = connector.project(queries, head), connector.project(gallery, head)
     was, now = damage((queries, gallery), after, relevance, k=10)
     by_chance = chance(relevance, ks=(10,)).recall[10]
-    return Damage(f"{space} overlap to bank", head, NEIGHBOURS, was, now, by_chance, len(gallery))
+    return Damage(f"{space}, overlap to bank", head, NEIGHBOURS, was, now, by_chance, len(gallery))
 
 
 def damage_table(rows: Sequence[Damage]) -> Table:

@@ -10,8 +10,8 @@ from ..cache.errors import CmcrError
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 DRAWS, LEVEL = 1000, 0.95
-# Values gathered at once: 2^22 in float64 are 32 MB.
-_GATHERED = 1 << 22
+# Rows drawn at once: 2^21 numbers are 16 MB.
+_DRAWN = 1 << 21
 
 
 def bootstrap(
@@ -67,10 +67,13 @@ def grouped_mean(values: npt.ArrayLike, groups: Ints | None = None) -> float:
 
 
 def _drawn_means(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Means of as many rows as there are, drawn with repetition (draws, M)."""
+    """Means of as many rows as there are, drawn with repetition (draws, M): how often each is drawn, times its value."""
+    count = len(values)
     means = np.empty((draws, values.shape[1]))
-    step = max(1, _GATHERED // max(1, values.size))
+    step = max(1, _DRAWN // count)
     for start in range(0, draws, step):
-        rows = rng.integers(0, len(values), (min(step, draws - start), len(values)))
-        means[start : start + len(rows)] = values[rows].mean(1)
+        size = min(step, draws - start)
+        rows = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]  # (size, count)
+        times = np.bincount(rows.ravel(), minlength=size * count).reshape(size, count)
+        means[start : start + size] = times @ values / count
     return means
