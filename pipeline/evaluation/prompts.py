@@ -160,7 +160,7 @@ def class_vectors(
     """
     if ensemble == "average-then-project":
         return _unit(project(_means(_unit(prompts), groups, count)))
-    return _means(_unit(project(prompts)), groups, count)
+    return _means(_unit(project(_unit(prompts))), groups, count)
 
 
 def _means(vectors: Vectors, groups: npt.NDArray[np.int64], count: int) -> Vectors:
