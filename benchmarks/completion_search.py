@@ -121,9 +121,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> None:
         off = measured_error(found.vectors[: len(few)], exact.vectors, "exact")  # type: ignore[attr-defined]
         faster = base / median(times["ivf"])
         say(f"  ivf   {median(times['ivf']) * 1e3:8.2f} ms, {faster:.1f} times as fast (budget 10); {off}")
-        say(
-            f"        visits {found.k.mean() / len(bank):.2%}; mass estimate {np.median(found.mass.estimate):.1e} (median)"
-        )
+        mass = float(np.median(found.mass.estimate))
+        say(f"        visits {found.k.mean() / len(bank):.2%}; mass left out estimated at {mass:.1e} (median)")
 
 
 def main() -> None:

@@ -144,9 +144,8 @@ def _visited(scaled: Tensor, lists: InvertedLists, coverage: float) -> Tensor:
     """Which lists each query visits: (L, B) bool. The best is always one of them."""
     centroids = torch.from_numpy(lists.centroids).to(scaled.device)
     sizes = torch.from_numpy(lists.sizes.astype(np.float32)).to(scaled.device).log()  # (L,); empty lists: -inf
-    spread = torch.from_numpy(lists.spread).to(scaled.device)  # along t: mean of exp of a normal with that deviation
-    norm = scaled[:1].norm()  # 1/τ
-    sizes = sizes + (0.5 * _DIRECTION / scaled.shape[1]) * (norm * spread).square()
+    spread = torch.from_numpy(lists.spread).to(scaled.device)
+    sizes = sizes + _log_mean_exp(spread * (_DIRECTION / scaled.shape[1]) ** 0.5 * scaled[:1].norm(), sizes)
     visited = torch.empty((len(centroids), len(scaled)), dtype=torch.bool, device=scaled.device)
     for start in range(0, len(scaled), _TILE):
         rows = slice(start, start + _TILE)
@@ -157,6 +156,16 @@ def _visited(scaled: Tensor, lists: InvertedLists, coverage: float) -> Tensor:
         chosen = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, order, rest > coverage)
         visited[:, rows] = (chosen & (sizes > float("-inf"))).T
     return visited
+
+
+def _log_mean_exp(deviation: Tensor, log_count: Tensor) -> Tensor:
+    """log of the mean of exp over so many normal draws of this deviation: (L,).
+
+    v/2 while that many draws reach where the mean is made; beyond, the largest draw is all of it (the freezing of the
+    random energy model: Derrida 1981, Physical Review B 24, 2613).
+    """
+    reach = (2 * log_count.clamp_min(0)).sqrt()
+    return torch.where(deviation <= reach, 0.5 * deviation.square(), deviation * reach - log_count.clamp_min(0))
 
 
 def _list_of(lists: InvertedLists, numbers: npt.NDArray[np.int64]) -> Tensor:

@@ -15,7 +15,7 @@ from .device import resolve_device
 from .missing_mass import mass_bound, score_slack, vector_bound
 
 PROBE_ROWS = 128
-_BINS = 8192
+_BINS = 4096
 _EDGE = 1.001  # cosines of rows normalised in float32 lie within
 Float64 = npt.NDArray[np.float64]
 
@@ -27,7 +27,7 @@ def probe_queries(query: Cache, seed: int, rows: int = PROBE_ROWS) -> Vectors:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Cosines of probe queries with every bank row, counted in narrow bins (0.00024 wide).
+    """Cosines of probe queries with every bank row, counted in narrow bins (0.0005 wide).
 
     Parameters
     ----------
@@ -57,9 +57,10 @@ class Sharpness:
     def neighbours(self, tau: float) -> Float64:
         """Effective number of bank rows averaged at a temperature: exp(H), (P,)."""
         weights, sums = self._weights(tau)
-        shares = weights / sums[:, -1:]
-        logs = np.log(np.maximum(shares, 1e-300))
-        return np.asarray(np.exp(-(self.counts * shares * logs).sum(axis=1)), np.float64)
+        best = self.cosines[(self.counts > 0).argmax(axis=1)][:, None]
+        total = sums[:, -1]
+        mean = (self.counts * weights * (self.cosines - best)).sum(axis=1) / total  # of the scores, under the weights
+        return np.asarray(np.exp(np.log(total) - mean / tau), np.float64)
 
     def certified(self, tau: float, tolerance: float) -> Float64:
         """Rows that a certified top-k needs: (P,)."""

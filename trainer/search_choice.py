@@ -202,7 +202,8 @@ def _calibrated(
         def attempt(level: float) -> Approximated:
             return complete_ivf(probe, bank, lists, sample, tau, level, device=device)
     else:
-        graph, levels = hnsw_graph(bank, seed=settings.seed), _CANDIDATES
+        graph = hnsw_graph(bank, seed=settings.seed)
+        levels = [k for k in _CANDIDATES if k <= _WORTH_IT * len(bank)] or [1]
 
         def attempt(level: float) -> Approximated:
             return complete_hnsw(probe, bank, graph, sample, tau, int(level), device=device)

@@ -34,7 +34,7 @@ def test_lists_bring_the_mass_from_a_small_part_of_the_bank(sharp: tuple[Bank, n
     errors = [measured_error(done.vectors, exact, "exact").p99 for done in found]
     assert shares == sorted(shares)
     assert shares[1] < 0.2
-    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > errors[1] >= errors[2]
     assert errors[2] < 3e-3
 
 
