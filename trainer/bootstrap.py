@@ -67,7 +67,7 @@ def grouped_mean(values: npt.ArrayLike, groups: Ints | None = None) -> float:
 
 
 def _drawn_means(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
-    """Means of as many rows as there are, drawn with repetition (draws, M): how often each is drawn, times its value."""
+    """Means of as many rows as there are, drawn with repetition (draws, M)."""
     count = len(values)
     means = np.empty((draws, values.shape[1]))
     step = max(1, _DRAWN // count)
