@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...cache.errors import EncoderError, ItemError
+from ..decoders import decode_audio
 from . import laion_clap_audio as policy
 from .base import Encoder, Item, Modality, Space, Vectors, digest
 from .laion_clap_audio import Clip
@@ -205,12 +206,9 @@ class LaionClapAudio(_Tower):
 
         Sounds of more than ten seconds are cropped, or cut into chunks, at positions that the item's key decides.
         """
-        from ..decoders import decode_audio, to_mono
-
         if not isinstance(item.data, bytes):
             raise ItemError("audio data must be the bytes of one sound file", where=item.key)
-        samples = to_mono(decode_audio(item.data, item.name), policy.RATE)
-        return self.prepare(samples, item.key)
+        return self.prepare(policy.at_rate(decode_audio(item.data, item.name)), item.key)
 
     def prepare(self, samples: policy.Samples, key: str = "") -> Clip:
         """Mono samples (T,) at 48 kHz to the model's input."""

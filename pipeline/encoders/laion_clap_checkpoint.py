@@ -129,13 +129,12 @@ def _numpy_scalars() -> AbstractContextManager[Any]:
     """Let the numbers through that training scripts keep beside the weights as numpy scalars; they run no code."""
     import torch
 
-    allow = getattr(torch.serialization, "safe_globals", None)
-    if allow is None:  # torch 2.4
+    if torch.__version__ < "2.6":  # knows no names beside objects, and most files need none
         return nullcontext()
-    core = getattr(np, "_core", None) or np.core
+    scalar: Any = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "?", "u1")}
-    old_name = (core.multiarray.scalar, "numpy.core.multiarray.scalar")
-    allowed: AbstractContextManager[Any] = allow([core.multiarray.scalar, old_name, np.dtype, *kinds])
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    allowed: AbstractContextManager[Any] = torch.serialization.safe_globals([*names, np.dtype, *kinds])
     return allowed
 
 
