@@ -12,17 +12,17 @@ from .terminal import duration
 _REDRAWN = 8  # times a second
 _LINE_SECONDS = 30.0
 _BAR_WIDTH = 24
-_SHOWN = {"grad_norm": "gradient", "lr": "lr", "validation": "validation"}
+_SHOWN = {"grad_norm": "grad", "lr": "lr", "validation": "validation"}
 
 
 def fit_detail(record: Mapping[str, Any]) -> str:
     """The newest losses, gradient norm and learning rate in a line; empty for a record without a loss."""
     if "loss" not in record:
         return ""
-    parts = [f"{name.removeprefix('loss_')} {record[name]:.3f}" for name in record if name.startswith("loss_")]
+    parts = [f"{name.removeprefix('loss_')} {record[name]:.4g}" for name in record if name.startswith("loss_")]
     inside = f" = {' + '.join(parts)}" if len(parts) > 1 else ""
     rest = [f"{_SHOWN[name]} {record[name]:.3g}" for name in _SHOWN if name in record]
-    return ", ".join([f"loss {record['loss']:.3f}{inside}", *rest])
+    return ", ".join([f"loss {record['loss']:.4g}{inside}", *rest])
 
 
 def fit_pace(record: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cmcr.cache.errors import DeviceError
 from cmcr.pipeline.encoders.devices import resolve_device as resolve_for_encoders
+from cmcr.trainer import device
 from cmcr.trainer.device import DeviceRows, autocast, resolve_device
 
 
@@ -87,3 +88,14 @@ def test_bf16_is_autocast_for_products_only() -> None:
         assert (rows @ rows).dtype == torch.bfloat16
     with autocast(torch.device("cpu"), "fp32"):
         assert (rows @ rows).dtype == torch.float32
+
+
+def test_bf16_is_refused_where_the_cpu_has_none_and_fp32_never_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"sse4_2", "avx2", "avx512f"})
+    device.check_precision(cpu, "fp32")
+    with pytest.raises(DeviceError, match="this CPU has no bf16 arithmetic") as error:
+        device.check_precision(cpu, "bf16")
+    assert "--precision fp32" in str(error.value)
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512f", "avx512_bf16"})
+    device.check_precision(cpu, "bf16")

@@ -123,3 +123,15 @@ def test_weights_that_broke_before_are_named() -> None:
         next(objective.model.parameters())[0, 0] = math.inf
     with pytest.raises(FitError, match="not finite any more"):
         train(objective, Batches(50, 12, 2), settings_of(), Memory())
+
+
+def test_a_clipped_gradient_moves_less_and_the_norm_before_is_logged() -> None:
+    lines, weights = {}, {}
+    for clip in (None, 1e-9):
+        run, objective = Memory(), Regression()
+        train(objective, Batches(50, 12, 2), settings_of(log_every=1, clip_grad=clip, weight_decay=0.0), run)
+        lines[clip], weights[clip] = run.lines, next(objective.model.parameters()).detach()
+    assert lines[1e-9][0]["grad_norm"] == lines[None][0]["grad_norm"] > 0.1
+    first = next(Regression().model.parameters()).detach()
+    moved = {clip: float((value - first).norm()) for clip, value in weights.items()}
+    assert moved[1e-9] < 0.2 * moved[None]  # below Adam's epsilon, so that even its normalised steps are small

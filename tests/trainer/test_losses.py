@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cmcr.trainer import losses
@@ -74,6 +78,46 @@ def test_a_large_batch_keeps_no_square_of_logits(monkeypatch: pytest.MonkeyPatch
     assert saved
     assert (37, 37) not in saved
     torch.testing.assert_close(loss, plain_info_nce(a, b, 0.1))
+
+
+PEAK = """
+import sys
+import torch
+from torch.nn import functional as F
+from cmcr.trainer.losses import info_nce
+torch.set_num_threads(1)
+kind, size = sys.argv[1], int(sys.argv[2])
+
+def contrast(a, b):
+    logits, labels = a @ b.T / 0.05, torch.arange(len(a))
+    return 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels))
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+rows = F.normalize(torch.randn(2, size, 32), dim=2).requires_grad_()
+info_nce(rows[0, :64], rows[1, :64], 0.05, chunk=16).backward()
+before = peak()
+(contrast(rows[0], rows[1]) if kind == "plain" else info_nce(rows[0], rows[1], 0.05, chunk=128)).backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_chunks_take_a_fraction_of_the_memory_of_all_logits() -> None:
+    def peak(kind: str, size: int) -> float:
+        done = subprocess.run([sys.executable, "-c", PEAK, kind, str(size)], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    square = 4 * 4096**2 / 1e6  # 67 MB of float32: what all logits of a batch take
+    assert peak("plain", 4096) > 2 * square
+    assert peak("chunked", 4096) < 0.25 * square
+
+
+def test_what_logits_take_is_a_square_that_is_kept_or_a_chunk() -> None:
+    assert losses.logits_bytes(4096) == 4 * 4096**2
+    assert losses.logits_bytes(16384) == 4 * 16384 * (losses.CHUNK_ELEMENTS // 16384) < 10e6
+    assert losses.logits_bytes(4096, 10) == 4 * 4096 * 10
 
 
 def test_bf16_rows_are_contrasted_in_float32() -> None:

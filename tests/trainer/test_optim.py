@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from cmcr.trainer.optim import cosine_lr, gradient_norm, make_optimiser, set_lr
+from cmcr.trainer.optim import cosine_lr, gradient_norm, learning_rate, make_optimiser, set_lr
+from cmcr.trainer.settings import FitSettings
 from torch import nn
 
 
@@ -21,6 +24,19 @@ def test_the_schedule_falls_from_the_peak_to_almost_nothing() -> None:
     assert rates[5] == pytest.approx(1.0)
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.1
+
+
+def rates(**settings: Any) -> list[float]:
+    chosen = FitSettings(method="m", lr=2.0, **settings)
+    return [learning_rate(chosen, step, 10) for step in range(10)]
+
+
+def test_a_warm_up_rises_linearly_to_the_peak_and_the_schedule_takes_the_rest() -> None:
+    assert rates() == [cosine_lr(2.0, step, 10) for step in range(10)]
+    assert rates(schedule="constant", warmup=4) == [0.5, 1.0, 1.5, *[2.0] * 7]
+    assert rates(schedule="linear", warmup=0.2) == pytest.approx([1.0, 2.0, *(2.0 * (1 - k / 8) for k in range(8))])
+    assert rates(warmup=5)[5:] == [cosine_lr(2.0, step, 5) for step in range(5)]
+    assert rates(warmup=99) == pytest.approx([0.2 * (k + 1) for k in range(10)])
 
 
 def test_the_gradient_norm_is_over_all_parameters() -> None:
