@@ -1,7 +1,5 @@
 """Evaluation protocols beside retrieval, and what all of them share: rows, result files, benchmark lists."""
 
-from __future__ import annotations
-
-from .results import read_result, write_result
-
-__all__ = ["read_result", "write_result"]
+from ...cache.errors import CmcrError as CmcrError
+from .results import read_result as read_result
+from .results import write_result as write_result

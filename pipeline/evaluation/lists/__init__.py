@@ -1,7 +1,5 @@
 """Official lists of the benchmarks, and a user's media folder beside them."""
 
-from __future__ import annotations
-
-from .entries import Entry, Prepared
-
-__all__ = ["Entry", "Prepared"]
+from ....cache.errors import CmcrError as CmcrError
+from .entries import Entry as Entry
+from .entries import Prepared as Prepared
