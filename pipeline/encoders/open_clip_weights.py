@@ -260,7 +260,8 @@ def missing(choice: Choice, modality: str, why: str) -> MissingWeightsError:
         f"the weights of {name_of(choice)} are not on this machine, and {why}",
         where=f"{file} of {repo}" if repo else file,
         todo=(
-            f"on a machine with network: cmcr encoders pull {name_of(choice)} ({get}); then copy the file here and use --encoder {bound}; "
+            f"on a machine with network: cmcr encoders pull {name_of(choice)} ({get}); "
+            f"then copy the file here and use --encoder {bound}; "
             f"to try the job now without any download: --encoder sandbox:clip --modality {modality}"
         ),
     )
