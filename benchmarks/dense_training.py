@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPOCHS = 36
-SAMPLE = 16384
+SAMPLE = 4096
 DIMS = {"one": 384, "two": 512}
 TAU, NOISE, LAMBDA = 0.01, 0.004**0.5, 0.1
 

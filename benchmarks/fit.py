@@ -1,24 +1,34 @@
-"""A step of c-mcr against the best torch.matmul of each of its parts, and a fit against its steps. Prints one table.
+"""A step of c-mcr against the best torch.matmul of each of its parts, a fit against its steps, and what a loss holds.
 
     python benchmarks/fit.py [--rows 32768] [--batch 4096] [--dim 512] [--threads N] [--precision fp32 bf16]
+                             [--loss-batch 16384]
 
 Operations of a step, B rows, D -> H -> O, two spaces, overlap and completed rows as one batch of 2B:
   projectors  2 · 2·2B·(2·D·H + 3·H·O)   forward; weight gradients; input gradients of the second layer
   logits      2 · 6·B²·O                  two losses, each: logits and two gradients
 Peak of a part is its fastest product alone at its precision and shapes; the best possible step is the sum over the
 parts of operations / peak, and the ratio is that over the measured step. All is timed in turn in one process, five
-times; medians are shown. A ratio above 1 is a failed measurement.
+times; medians are shown, by the clock and by the CPU time of the process, which other work on the machine disturbs
+less. A ratio above 1 is a failed measurement.
+
+The memory of a loss is the growth of the peak of a process of its own, forward and backward, with all logits and with
+logits in chunks; 0 as --loss-batch leaves it out.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
@@ -37,10 +47,13 @@ HIDDEN = 1024
 OUT = 512
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+Seconds = tuple[float, float]  # by the clock, and of the CPU
+
+
+def timed(work: Callable[[], object]) -> Seconds:
+    clock, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - clock, time.process_time() - cpu
 
 
 def make_pairs(folder: Path, rows: int, dim: int) -> Pairs:
@@ -122,25 +135,64 @@ def measure(pairs: Pairs, batch: int, dim: int, precision: str) -> None:
     loop = CmcrObjective(pairs, settings, make_heads(pairs, settings), torch.device("cpu"))
     batches = Batches(pairs.N, batch, 0)
     products = {(name, i): product for name, (_, several, _) in parts.items() for i, product in enumerate(several)}
-    times: dict[Any, list[float]] = {key: [] for key in ("step", "epoch", *products)}
+    times: dict[Any, list[Seconds]] = {key: [] for key in ("step", "epoch", *products)}
     steps.run()
     for _ in range(REPEATS):
         times["step"].append(timed(steps.run))
         for key, product in products.items():
             times[key].append(timed(product))
-        times["epoch"].append(timed(lambda: train(loop, batches, settings, Silent())) / batches.per_epoch)
-    step, ideal, shown = median(times["step"]), 0.0, []
-    for name, (operations, several, counts) in parts.items():
-        peak = max(counts[i] / median(times[name, i]) for i in range(len(several)))
-        ideal += operations / peak
-        shown.append(f"{name} {operations / 1e9:.0f} G at {peak / 1e9:.0f} G/s")
-    print(
-        f"{precision:>5} {'; '.join(shown)}\n"
-        f"      step {step:.3f} s, best possible {ideal:.3f} s: ratio {ideal / step:.2f} (budget 0.7)\n"
-        f"      step within a fit {median(times['epoch']):.3f} s: {median(times['epoch']) / step:.3f} of it alone "
-        f"(budget 1.05); {batch / median(times['epoch']):,.0f} items/s",
-        flush=True,
-    )
+        clock, cpu = timed(lambda: train(loop, batches, settings, Silent()))
+        times["epoch"].append((clock / batches.per_epoch, cpu / batches.per_epoch))
+    for kind, of in enumerate(("clock", "CPU time")):
+        step, ideal, shown = middle(times["step"], kind), 0.0, []
+        for name, (operations, several, counts) in parts.items():
+            peak = max(counts[i] / middle(times[name, i], kind) for i in range(len(several)))
+            ideal += operations / peak
+            shown.append(f"{name} {operations / 1e9:.0f} G at {peak / 1e9:.0f} G/s")
+        whole = middle(times["epoch"], kind)
+        print(
+            f"{precision:>5} by {of}: {'; '.join(shown)}\n"
+            f"      step {step:.3f} s, best possible {ideal:.3f} s: ratio {ideal / step:.2f} (budget 0.7)\n"
+            f"      step within a fit {whole:.3f} s: {whole / step:.3f} of it alone (budget 1.05); "
+            f"{batch / whole:,.0f} items/s",
+            flush=True,
+        )
+
+
+def middle(times: list[Seconds], kind: int) -> float:
+    return median(one[kind] for one in times)
+
+
+LOSS = """
+import sys, torch
+from torch.nn import functional as F
+from cmcr.trainer.losses import info_nce
+kind, size = sys.argv[1], int(sys.argv[2])
+
+def contrast(a, b):
+    logits, labels = a @ b.T / 0.05, torch.arange(len(a))
+    return 0.5 * (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels))
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+rows = F.normalize(torch.randn(2, size, 512), dim=2).requires_grad_()
+info_nce(rows[0, :64], rows[1, :64], 0.05).backward()
+before = peak()
+(contrast if kind == "plain" else lambda a, b: info_nce(a, b, 0.05))(rows[0], rows[1]).backward()
+print(peak() - before)
+"""
+
+
+def measure_loss(size: int) -> None:
+    """Memory of one loss of a large batch."""
+    if not size or not Path("/proc/self/status").exists():
+        return
+    held = {}
+    for kind in ("plain", "chunked"):
+        done = subprocess.run([sys.executable, "-c", LOSS, kind, str(size)], capture_output=True, text=True, check=True)
+        held[kind] = float(done.stdout)
+    print(f"loss of {size:,} rows: all logits {held['plain']:,.0f} MB, in chunks {held['chunked']:,.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -149,6 +201,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--loss-batch", type=int, default=16384)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -157,6 +210,7 @@ def main() -> None:
         pairs = make_pairs(Path(folder), options.rows, options.dim)
         for precision in options.precision:
             measure(pairs, options.batch, options.dim, precision)
+    measure_loss(options.loss_batch)
 
 
 if __name__ == "__main__":

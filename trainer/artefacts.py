@@ -66,7 +66,7 @@ def _series(records: Records) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def write_curve(metrics: Path, png: Path, *, title: str = "") -> bool:
-    """Draw the losses over the steps, and learning rate and gradient norm below them.
+    """Draw the losses over the steps, learning rate and gradient norm below them, and the looks at a validation pair.
 
     Returns False, and writes nothing, where there are no steps: a method in closed form has no curve.
     """
@@ -80,11 +80,14 @@ def write_curve(metrics: Path, png: Path, *, title: str = "") -> bool:
     figure = Figure(figsize=(8, 5.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     below = [name for name in ("lr", "grad_norm") if name in series]
-    rows = figure.subplots(1 + bool(below), 1, sharex=True, squeeze=False, height_ratios=[3, 1][: 1 + bool(below)])
+    panels = 1 + bool(below) + ("validation" in series)
+    rows = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=[3, 1, 1][:panels])
     axes: list[Axes] = list(rows[:, 0])
     _draw_losses(axes[0], {name: series[name] for name in losses})
     if below:
         _draw_below(axes[1], {name: series[name] for name in below})
+    if "validation" in series:
+        _draw_validation(axes[-1], *series["validation"])
     axes[-1].set_xlabel("step", color=_INK)
     if title:
         axes[0].set_title(title, loc="left", fontsize=12, color=_INK)
@@ -133,6 +136,16 @@ def _draw_below(axes: Axes, series: Mapping[str, tuple[list[int], list[float]]])
         side.set_ylabel(names[name], color=_COLOURS[3 + place], fontsize=9)
         side.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
         side.yaxis.get_offset_text().set_fontsize(8)
+
+
+def _draw_validation(axes: Axes, steps: list[int], scores: list[float]) -> None:
+    """The looks at the validation pair, the best one marked: its weights are the ones that were kept."""
+    _tidy(axes)
+    best = max(range(len(scores)), key=lambda i: (scores[i], -steps[i]))
+    axes.plot(steps, scores, color=_COLOURS[2], linewidth=1.5, marker=".")
+    axes.plot(steps[best], scores[best], marker="o", color=_INK, linestyle="none")
+    axes.annotate(f" kept: step {steps[best]}", (steps[best], scores[best]), fontsize=8, color=_INK, va="bottom")
+    axes.set_ylabel("validation mAP", color=_COLOURS[2], fontsize=9)
 
 
 def write_events(metrics: Path, folder: Path) -> bool:
