@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.reader import Cache
 from cmcr.cache.writer import ShardData, write_cache
@@ -94,3 +98,67 @@ def world(make_cache: MakeCache, tmp_path: Path) -> Path:
         """
     )
     return tmp_path
+
+
+_MLP = ("net1.0", "net1.1", "net2.0", "net2.1")
+_HALF = ("net.0", "net.1")
+
+
+def _keys_of(prefix: str, layers: tuple[str, ...], width: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of one _MLP as ``nn.Sequential`` names them: linear layers and batch norms in turn."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place, layer in enumerate(layers):
+        out, into = width[layer.partition(".")[0]]
+        if place % 2 == 0:
+            shapes |= {f"{prefix}.{layer}.weight": (out, into), f"{prefix}.{layer}.bias": (out,)}
+        else:
+            shapes |= {f"{prefix}.{layer}.{n}": (out,) for n in ("weight", "bias", "running_mean", "running_var")}
+            shapes[f"{prefix}.{layer}.num_batches_tracked"] = ()
+    return shapes
+
+
+_FULL = {"net1": (1024, 512), "net2": (512, 1024)}
+_HEAD = {"Head1.weight": (512, 512), "Head1.bias": (512,)}
+_SHAPES = {
+    "clap_clip": {**_keys_of("Head_A", _MLP, _FULL), **_keys_of("Head_B", _MLP, _FULL)},
+    "ulip_clip": {**_keys_of("Head_A", _HALF, {"net": (512, 512)}), **_keys_of("Head_B", _HALF, {"net": (512, 512)})},
+    "ex_clap": {**_HEAD, **_keys_of("Head2.mlp1", _MLP, _FULL), **_keys_of("Head2.mlp2", _MLP, _FULL)},
+}
+_SHAPES["ex_ulip"] = _SHAPES["ex_clap"]
+
+
+def _seeded(kind: str) -> OrderedDict[str, torch.Tensor]:
+    """A state dict of exactly the official keys, order and shapes, filled from a seed."""
+    return OrderedDict((key, value.clone()) for key, value in _filled_once(kind).items())
+
+
+@lru_cache(maxsize=4)
+def _filled_once(kind: str) -> dict[str, torch.Tensor]:
+    rng, filled = np.random.default_rng(2310), {}
+    for key in sorted(_SHAPES[kind]):
+        shape = _SHAPES[kind][key]
+        z = rng.standard_normal(shape).astype(np.float32) if shape else np.float32(rng.standard_normal())
+        if key.endswith("num_batches_tracked"):
+            filled[key] = torch.tensor(7)
+        elif key.endswith("running_var"):
+            filled[key] = torch.from_numpy(0.5 + np.abs(z))
+        else:
+            filled[key] = torch.from_numpy(z * np.float32(8 / np.sqrt(shape[1]) if len(shape) == 2 else 0.3))
+    return {key: filled[key] for key in _SHAPES[kind]}
+
+
+@pytest.fixture(scope="session")
+def seeded() -> Callable[[str], OrderedDict[str, torch.Tensor]]:
+    """State dicts of the published checkpoints by kind (clap_clip, ulip_clip, ex_clap, ex_ulip), filled from a seed."""
+    return _seeded
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Saves anything with ``torch.save`` under the name of a checkpoint."""
+
+    def save(value: Any, name: str = "some") -> Path:
+        torch.save(value, tmp_path / f"{name}.pt")
+        return tmp_path / f"{name}.pt"
+
+    return save
