@@ -63,13 +63,12 @@ def original_of(fused: bool, folder: Path) -> tuple[Any, Any]:
     return original, data
 
 
-def scale(model: Any, inputs: list[dict[str, torch.Tensor]]) -> None:
+def scale(model: Any, inputs: list[dict[str, torch.Tensor]], tokens: dict[str, torch.Tensor]) -> None:
     """Weights at which different inputs have different vectors; at initial ones all are nearly the same.
 
-    Matrices are enlarged, the first batch norm is given the statistics of spectra, and the projection's bias takes the
-    mean of the pooled features away.
+    Matrices are enlarged, the first batch norm is given the statistics of spectra, and the projections' biases take
+    the mean of the pooled features away.
     """
-    torch.manual_seed(7)
     with torch.no_grad():
         model.audio_branch.bn0.running_mean.fill_(-35.0)
         model.audio_branch.bn0.running_var.fill_(400.0)
@@ -81,8 +80,10 @@ def scale(model: Any, inputs: list[dict[str, torch.Tensor]]) -> None:
             else:
                 parameter.mul_(1.5 if "patch_embed" in name or "tscam" in name else 3.0)
         batch = {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
-        pooled = model.encode_audio(batch, "cpu")["embedding"]  # (B, 768)
-        model.audio_projection[0].bias.sub_(model.audio_projection[0].weight @ pooled.mean(dim=0))
+        pooled = model.encode_audio(batch, "cpu")["embedding"].mean(dim=0)  # (768,)
+        model.audio_projection[0].bias.sub_(model.audio_projection[0].weight @ pooled)
+        pooled = model.text_branch(**tokens).pooler_output.mean(dim=0)
+        model.text_projection[0].bias.sub_(model.text_projection[0].weight @ pooled)
 
 
 def save(model: Any, path: Path) -> None:
@@ -136,9 +137,10 @@ def world(
 ) -> Iterator[World]:
     """RoBERTa has two layers here, for time (twelve under ``slow``); everything else is of the official size."""
     folder = tmp_path_factory.mktemp("clap")
-    with pytest.MonkeyPatch.context() as patch:
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
         fused, layers = request.param
         patch.setitem(ROBERTA_BASE, "num_hidden_layers", layers)
+        torch.manual_seed(7)
         original, data = original_of(fused, roberta_folder)
         if data.torchaudio is None:
             patch.setattr(data, "get_mel", torchaudio_mel)
@@ -146,7 +148,7 @@ def world(
         made = World(original, data, fused, write_sounds(folder), {})
         for path in made.sounds:
             made.inputs[path.stem] = original_inputs(made, path)
-        scale(original.model, [clean(one) for one in made.inputs.values()])
+        scale(original.model, [clean(one) for one in made.inputs.values()], original.tokenizer(TEXTS))
         save(original.model, folder / "clap.pt")
         name = f"laion_clap:HTSAT-tiny/{folder / 'clap.pt'}"
         made.audio = load_encoder(name, modality="audio")
