@@ -114,7 +114,7 @@ def locate(choice: Choice, modality: Modality, cache_dir: str | None = None) -> 
 def missing(choice: Choice, modality: Modality, why: str) -> MissingWeightsError:
     """The error of weights that are not here: the file, where it is published, and the sandbox encoder."""
     file = _published_file(choice)
-    old = f" (once published as {PAPER_TAG}.pt: {ULIP_URL})" if choice.tag == PAPER_TAG else ""
+    old = f" (C-MCR names {PAPER_TAG}.pt: {ULIP_URL})" if choice.tag == PAPER_TAG else ""
     sandbox = "sandbox:clip" if modality == "text" else "sandbox:ulip"
     return MissingWeightsError(
         f"the weights of {choice.name} are not on this machine, and {why}",
