@@ -105,8 +105,8 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> None:
     for _ in range(options.repeats):
         spent, exact = timed(lambda: complete_rows(few, bank, TAU))
         times["exact"].append(spent / len(few))
-        if plan.coverage is not None:
-            spent, found = timed(lambda: complete_ivf(queries, bank, lists, sample, TAU, plan.coverage or 0.0))
+        if plan.least_share is not None:
+            spent, found = timed(lambda: complete_ivf(queries, bank, lists, sample, TAU, plan.least_share or 0.0))
             times["ivf"].append(spent / len(queries))
         if plan.mode != "exact":
             spent, sure = timed(lambda: complete_topk(few, bank, TAU, options.tolerance))

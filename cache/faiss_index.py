@@ -62,8 +62,8 @@ class InvertedLists:
 
 
 def lists_for(rows: int) -> int:
-    """How many lists a bank is cut into: about 8 √M, a power of two. Means of short lists tell them apart sharply."""
-    return int(2 ** max(0, round(np.log2(max(1.0, 8 * rows**0.5)))))
+    """How many lists a bank is cut into: about 16 √M, a power of two. Means of short lists tell them apart sharply."""
+    return int(2 ** max(0, round(np.log2(max(1.0, 16 * rows**0.5)))))
 
 
 def load_faiss() -> Any:

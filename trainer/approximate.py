@@ -1,7 +1,7 @@
 """Completion from the rows that an approximate index proposes, scored in float32; what it misses is estimated.
 
 Inverted lists: each query visits the lists that are predicted to hold its mass, n_l exp(t·c_l/τ + v_l/2τ²) by their
-sizes, means and spreads, until all but ``coverage`` of it is in them; all rows of a visited list take part. Queries
+sizes, means and spreads: where the share is above ``least_share``; all rows of a visited list take part. Queries
 that visit a list meet it together, as one matrix product. Graph (HNSW): the k rows that a search brings. Neither
 carries a certificate: the mass left out is estimated from a uniform sample of the other rows
 (:func:`.missing_mass.estimate_mass`), and never called a bound.
@@ -9,6 +9,7 @@ carries a certificate: the mass left out is estimated from a uniform sample of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ SAMPLE_ROWS = 4096  # of the bank: what the missing mass is estimated from
 _TILE = 1024
 _DIRECTION = 2.5  # variance of a list towards a query, in units of spread²/D: measured on the kit (docs/completion.md)
 _GATHER = 1 << 16  # candidate rows in memory at a time
+_SCAN = 1 << 20
+_VISITS = 192 << 20  # lists times queries of a pass: a byte each
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class _Sums:
         self.total[who] = torch.addmm(self.total[who].mul_(shrink), scores, rows)
         self.peak[who] = peak
 
+    def add_shifted(self, who: Tensor, rows: Tensor) -> None:
+        """As :meth:`add`, with the peaks as they are: half the work on a list of few rows."""
+        scores = torch.addmm(-self.peak[who], self.scaled[who], rows.T).exp_()  # (m, n)
+        self.mass.index_add_(0, who, scores.sum(dim=1, keepdim=True))
+        self.total.index_add_(0, who, scores @ rows)
+
     def result(self) -> tuple[Vectors, npt.NDArray[np.float64]]:
         """Means (B, D) and effective numbers of neighbours (B,)."""
         vectors = self.total / self.mass
@@ -98,7 +107,7 @@ def complete_ivf(
     lists: InvertedLists,
     sample: Sample,
     tau: float,
-    coverage: float,
+    least_share: float,
     *,
     device: str = "cpu",
 ) -> Approximated:
@@ -113,49 +122,91 @@ def complete_ivf(
     sample : Sample
         Of the bank.
     tau : float
-    coverage : float
-        A query visits lists until all but this share of its predicted mass is in them.
+    least_share : float
+        A query visits the lists whose predicted share of its mass is above this, and the best one.
     device : str
     """
     check_shapes(queries, bank)
     place = resolve_device(device)
+    owner = _list_of(lists, sample.numbers)
+    size = max(_TILE, _VISITS // len(lists.sizes))
     with true_fp32():
-        sums = _Sums(torch.from_numpy(np.ascontiguousarray(queries)).to(place), tau)
-        visited = _visited(sums.scaled, lists, coverage)  # (L, B)
-        for first, last, numbers in row_chunks(lists):
-            wanted = visited[first:last].any(dim=1)
-            if not bool(wanted.any()):
-                continue
-            rows = torch.from_numpy(bank.rows(numbers)).to(place)
-            cuts = (lists.starts[first : last + 1] - lists.starts[first]).tolist()
-            for number in wanted.nonzero()[:, 0].tolist():
-                low, high = cuts[number], cuts[number + 1]
-                if low < high:
-                    sums.add(visited[first + number].nonzero()[:, 0], rows[low:high])
-        sizes = torch.from_numpy(lists.sizes).double().to(place)
-        k = (visited.T.double() @ sizes).long()  # (B,)
-        inverse = _list_of(lists, sample.numbers)
-        mass = _estimate(sums, sample, k, lambda rows: visited[inverse][:, rows].T, len(bank))
-        vectors, neighbours = sums.result()
+        parts = [
+            _complete_ivf(
+                torch.from_numpy(np.ascontiguousarray(queries[start : start + size])).to(place),
+                bank, lists, sample, owner, tau, least_share,
+            )
+            for start in range(0, len(queries), size)
+        ]  # fmt: skip
+    if len(parts) == 1:
+        return parts[0]
+    mass = MassEstimate(
+        *(np.concatenate([getattr(p.mass, name) for p in parts]) for name in ("estimate", "low", "high"))
+    )
+    return Approximated(
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("vectors", "neighbours", "k")), mass
+    )
+
+
+def _complete_ivf(
+    queries: Tensor,
+    bank: Bank,
+    lists: InvertedLists,
+    sample: Sample,
+    owner: Tensor,
+    tau: float,
+    least_share: float,
+) -> Approximated:
+    """One pass over the lists, for as many queries as share it."""
+    sums = _Sums(queries, tau)
+    visited, shift = _visited(sums.scaled, lists, least_share)  # (L, B), (B, 1)
+    sums.peak = shift
+    k = _visit(sums.add_shifted, bank, lists, visited)
+    if not bool((torch.isfinite(sums.mass) & (sums.mass > 0)).all()):  # scores far from what the means say
+        sums = _Sums(queries, tau)
+        _visit(sums.add, bank, lists, visited)
+    mass = _estimate(sums, sample, k, lambda part: visited[owner, part].T, len(bank))
+    vectors, neighbours = sums.result()
     return Approximated(vectors, neighbours, k.cpu().numpy(), mass)
 
 
-def _visited(scaled: Tensor, lists: InvertedLists, coverage: float) -> Tensor:
-    """Which lists each query visits: (L, B) bool. The best is always one of them."""
+def _visit(add: Callable[[Tensor, Tensor], None], bank: Bank, lists: InvertedLists, visited: Tensor) -> Tensor:
+    """Bring each list that anybody visits to those who do; how many rows each then met: (B,)."""
+    met = torch.zeros(visited.shape[1], dtype=torch.int64, device=visited.device)
+    sizes = torch.from_numpy(lists.sizes).to(visited.device)
+    for first, last, numbers in row_chunks(lists):
+        who, where = visited[first:last].nonzero().T.contiguous().flip(0)  # ascending in the list
+        if len(who) == 0:
+            continue
+        met.index_add_(0, who, sizes[where + first])
+        rows = torch.from_numpy(bank.rows(numbers)).to(visited.device)
+        meetings = torch.bincount(where, minlength=last - first).tolist()
+        cuts = (lists.starts[first : last + 1] - lists.starts[first]).tolist()
+        for number, some in enumerate(who.split(meetings)):
+            if len(some) and cuts[number] < cuts[number + 1]:
+                add(some, rows[cuts[number] : cuts[number + 1]])
+    return met
+
+
+def _visited(scaled: Tensor, lists: InvertedLists, least_share: float) -> tuple[Tensor, Tensor]:
+    """Which lists each query visits (L, B) bool, the best always among them; and a shift for its scores (B, 1)."""
     centroids = torch.from_numpy(lists.centroids).to(scaled.device)
     sizes = torch.from_numpy(lists.sizes.astype(np.float32)).to(scaled.device).log()  # (L,); empty lists: -inf
+    empty = sizes == float("-inf")
     spread = torch.from_numpy(lists.spread).to(scaled.device)
-    sizes = sizes + _log_mean_exp(spread * (_DIRECTION / scaled.shape[1]) ** 0.5 * scaled[:1].norm(), sizes)
+    mass = sizes + _log_mean_exp(spread * (_DIRECTION / scaled.shape[1]) ** 0.5 * scaled[:1].norm(), sizes)
     visited = torch.empty((len(centroids), len(scaled)), dtype=torch.bool, device=scaled.device)
+    shift = scaled.new_empty((len(scaled), 1))
     for start in range(0, len(scaled), _TILE):
         rows = slice(start, start + _TILE)
-        shares = torch.softmax(scaled[rows] @ centroids.T + sizes, dim=1)  # (q, L)
-        ordered, order = shares.sort(dim=1, descending=True, stable=True)
-        rest = ordered.flip(1).cumsum(dim=1).flip(1)  # from the smallest on: tiny coverages stay exact
-        rest[:, 0] = 1.0
-        chosen = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, order, rest > coverage)
-        visited[:, rows] = (chosen & (sizes > float("-inf"))).T
-    return visited
+        scores = (scaled[rows] @ centroids.T).masked_fill_(empty, float("-inf"))  # (q, L)
+        # the best row is above the best mean: 40 leaves room for e^128 there, and for e^-47 of it below
+        shift[rows] = scores.amax(dim=1, keepdim=True) + 40
+        shares = scores.add_(mass).softmax(dim=1)
+        chosen = shares > least_share
+        chosen.scatter_(1, shares.argmax(dim=1, keepdim=True), True)
+        visited[:, rows] = chosen.T
+    return visited, shift
 
 
 def _log_mean_exp(deviation: Tensor, log_count: Tensor) -> Tensor:
@@ -171,9 +222,11 @@ def _log_mean_exp(deviation: Tensor, log_count: Tensor) -> Tensor:
 def _list_of(lists: InvertedLists, numbers: npt.NDArray[np.int64]) -> Tensor:
     """The list that each row of an ascending sample is in: (S,)."""
     owner = np.empty(len(numbers), np.int64)
-    for number, (low, high) in enumerate(zip(lists.starts, lists.starts[1:], strict=False)):
-        _, here, _ = np.intersect1d(numbers, lists.rows[low:high], assume_unique=True, return_indices=True)
-        owner[here] = number
+    for start in range(0, len(lists.rows), _SCAN):
+        rows = lists.rows[start : start + _SCAN]
+        places = np.searchsorted(numbers, rows).clip(max=len(numbers) - 1)
+        found = np.flatnonzero(numbers[places] == rows)
+        owner[places[found]] = np.searchsorted(lists.starts, start + found, side="right") - 1
     return torch.from_numpy(owner)
 
 
@@ -183,13 +236,15 @@ def _estimate(sums: _Sums, sample: Sample, k: Tensor, is_candidate: Any, rows: i
     found = []
     for start in range(0, len(sums.scaled), _TILE):
         part = slice(start, start + _TILE)
-        shares = torch.exp((sums.scaled[part] @ drawn.T - sums.peak[part]).clamp_max(80.0))  # (q, S)
+        shares = torch.exp((sums.scaled[part] @ drawn.T - sums.peak[part]).clamp_max(40.0))  # (q, S)
         other = ~is_candidate(part)
-        shares = shares.double() * other
-        found.append(torch.stack([shares.sum(1), shares.square().sum(1), other.sum(1).double()]))
-    first, second, count = torch.cat(found, dim=1).cpu().numpy()
+        shares.mul_(other)
+        first = shares.sum(dim=1, dtype=torch.float64)
+        second = shares.square_().sum(dim=1, dtype=torch.float64)
+        found.append(torch.stack([first, second, other.sum(dim=1).double()]))
+    linear, squares, count = torch.cat(found, dim=1).cpu().numpy()
     total = sums.mass[:, 0].double().cpu().numpy()
-    return estimate_mass(total, first, second, count, (rows - k).double().cpu().numpy())
+    return estimate_mass(total, linear, squares, count, (rows - k).double().cpu().numpy())
 
 
 def complete_hnsw(

@@ -57,8 +57,8 @@ class BatchCompleter:
     def _approximate(self, queries: Vectors) -> Approximated:
         plan, rest = self.plan, (self._sample, self.plan.tau)
         if plan.mode == "ivf":
-            assert plan.coverage is not None
-            return complete_ivf(queries, self.bank, self._lists, *rest, plan.coverage, device=self.device)
+            assert plan.least_share is not None
+            return complete_ivf(queries, self.bank, self._lists, *rest, plan.least_share, device=self.device)
         assert plan.k is not None
         return complete_hnsw(queries, self.bank, self._graph, *rest, plan.k, device=self.device)
 

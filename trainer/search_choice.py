@@ -26,7 +26,7 @@ from .topk import LARGEST_SHARE
 
 Mode = Literal["exact", "bf16", "topk", "ivf", "hnsw"]
 CALIBRATION_ROWS = 256
-_COVERAGES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-10, 1e-12)
+_LEAST_SHARES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-15)
 _CANDIDATES = (64, 256, 1024, 4096, 16384)
 _GATHERED = 64  # a row read by number and weighed in float64 costs as much as so many rows that stream by
 _WORTH_IT = 0.4  # visiting more of the bank than this costs as much as all of it
@@ -44,8 +44,8 @@ class CompletionPlan:
         ``exact``, ``bf16``, ``topk``, ``ivf`` or ``hnsw``.
     tolerance : float
         Of ``topk``.
-    coverage : float, optional
-        Of ``ivf``: the share of predicted mass whose lists are not visited.
+    least_share : float, optional
+        Of ``ivf``: lists of a smaller predicted share of the mass are not visited.
     k : int, optional
         Of ``hnsw``: candidates a query.
     error : MeasuredError, optional
@@ -57,7 +57,7 @@ class CompletionPlan:
     tau: float
     mode: Mode = "exact"
     tolerance: float = 1e-3
-    coverage: float | None = None
+    least_share: float | None = None
     k: int | None = None
     error: MeasuredError | None = None
     why: tuple[str, ...] = field(default=())
@@ -70,7 +70,7 @@ class CompletionPlan:
             fields["precision"] = "bf16"
         elif self.mode != "exact":
             fields |= {"search": self.mode, "tolerance": self.tolerance, "seed": settings.seed}
-            fields |= {name: value for name in ("coverage", "k") if (value := getattr(self, name)) is not None}
+            fields |= {name: value for name in ("least_share", "k") if (value := getattr(self, name)) is not None}
         return fields
 
     def record(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _calibrated(
     levels: Sequence[float]
     attempt: Callable[[float], Approximated]
     if mode == "ivf":
-        lists, levels = inverted_lists(bank, seed=settings.seed), _COVERAGES
+        lists, levels = inverted_lists(bank, seed=settings.seed), _LEAST_SHARES
 
         def attempt(level: float) -> Approximated:
             return complete_ivf(probe, bank, lists, sample, tau, level, device=device)
@@ -224,5 +224,5 @@ def _calibrated(
         return CompletionPlan(tau, "exact", settings.tolerance, why=(*why, reason))
     level, done, error = found
     reason = f"{mode}: {done.k.mean() / len(bank):.2%} of the bank proposed keep 99% of {len(probe)} queries within it"
-    given: dict[str, Any] = {"coverage": level} if mode == "ivf" else {"k": int(level)}
+    given: dict[str, Any] = {"least_share": level} if mode == "ivf" else {"k": int(level)}
     return CompletionPlan(tau, mode, settings.tolerance, error=error, why=(*why, reason), **given)

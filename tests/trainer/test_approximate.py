@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cmcr.cache.bank import Bank
 from cmcr.cache.faiss_index import hnsw_graph, inverted_lists
+from cmcr.trainer import approximate
 from cmcr.trainer.approximate import bank_sample, complete_hnsw, complete_ivf
 from cmcr.trainer.bf16 import measured_error
 from cmcr.trainer.completion import complete_rows
@@ -29,7 +30,7 @@ def test_lists_bring_the_mass_from_a_small_part_of_the_bank(sharp: tuple[Bank, n
     bank, queries = sharp
     exact = complete_rows(queries, bank, TAU).vectors
     lists, sample = inverted_lists(bank), bank_sample(bank, 0)
-    found = [complete_ivf(queries, bank, lists, sample, TAU, coverage) for coverage in (1e-1, 1e-4, 1e-9)]
+    found = [complete_ivf(queries, bank, lists, sample, TAU, share) for share in (1e-2, 1e-6, 1e-12)]
     shares = [done.k.mean() / len(bank) for done in found]
     errors = [measured_error(done.vectors, exact, "exact").p99 for done in found]
     assert shares == sorted(shares)
@@ -41,7 +42,7 @@ def test_lists_bring_the_mass_from_a_small_part_of_the_bank(sharp: tuple[Bank, n
 def test_visiting_every_list_is_exact_and_leaves_nothing_to_estimate(sharp: tuple[Bank, np.ndarray]) -> None:
     bank, queries = sharp
     exact = complete_rows(queries, bank, TAU)
-    done = complete_ivf(queries, bank, inverted_lists(bank), bank_sample(bank, 0), TAU, 0.0)
+    done = complete_ivf(queries, bank, inverted_lists(bank), bank_sample(bank, 0), TAU, -1.0)
     np.testing.assert_allclose(done.vectors, exact.vectors, atol=3e-6)
     np.testing.assert_allclose(done.neighbours, exact.neighbours, rtol=1e-3)
     assert (done.k == len(bank)).all()
@@ -56,7 +57,7 @@ def test_the_estimated_mass_is_near_the_true_one_and_its_interval_mostly_holds_i
     tau = 0.2  # much is left out
     sample = bank_sample(bank, 3)
     if search == "ivf":
-        done = complete_ivf(queries, bank, inverted_lists(bank), sample, tau, 0.4)
+        done = complete_ivf(queries, bank, inverted_lists(bank), sample, tau, 2e-3)
     else:
         done = complete_hnsw(queries, bank, hnsw_graph(bank), sample, tau, 500)
     scores = queries.astype(np.float64) @ bank.rows(np.arange(len(bank))).astype(np.float64).T / tau
@@ -77,3 +78,26 @@ def test_a_graph_brings_the_nearest_rows(sharp: tuple[Bank, np.ndarray]) -> None
     done = complete_hnsw(queries, bank, hnsw_graph(bank), bank_sample(bank, 0), TAU, 600)
     assert (done.k == 600).all()
     assert measured_error(done.vectors, exact, "exact").median < 1e-3
+
+
+def test_scores_far_from_their_means_are_summed_with_running_peaks(
+    make_cache: Callable[..., object], unit: Callable[..., np.ndarray]
+) -> None:
+    bank = Bank([make_cache("bank", unit(600, 8), modality="image")])  # type: ignore[list-item]
+    queries = unit(9, 8, 3)
+    exact = complete_rows(queries, bank, 5e-4)  # cosines differ by up to 4,000 temperatures
+    done = complete_ivf(queries, bank, inverted_lists(bank), bank_sample(bank, 0), 5e-4, -1.0)
+    np.testing.assert_allclose(done.vectors, exact.vectors, atol=2e-3)
+    assert np.isfinite(done.neighbours).all()
+
+
+def test_many_queries_are_cut_into_passes(sharp: tuple[Bank, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, queries = sharp
+    lists, sample = inverted_lists(bank), bank_sample(bank, 0)
+    whole = complete_ivf(queries, bank, lists, sample, TAU, 1e-6)
+    monkeypatch.setattr(approximate, "_VISITS", 1)
+    monkeypatch.setattr(approximate, "_TILE", 20)
+    parts = complete_ivf(queries, bank, lists, sample, TAU, 1e-6)
+    np.testing.assert_array_equal(parts.k, whole.k)
+    np.testing.assert_allclose(parts.vectors, whole.vectors, atol=1e-5)
+    np.testing.assert_allclose(parts.mass.high, whole.mass.high, rtol=1e-3, atol=1e-9)
