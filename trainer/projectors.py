@@ -144,6 +144,47 @@ class Bridge(Projector):
         return torch.cat(parts) if parts else x.new_zeros(0, self.spec.dim_out)  # (B, D_out)
 
 
+class Woven(Projector):
+    """The head of ``weave``: [shared part, hubness, private parts], of unit length by construction.
+
+    ``docs/method.md`` 10 has the equations. Of two heads with sides 0 and 1, cosines across the spaces are
+    ``SHARE`` times the hubness-corrected similarity of the shared parts; cosines within a space are, for the larger
+    part, those of the source vectors, which stand beside the shared part unchanged.
+    """
+
+    means: Tensor
+    hubs: Tensor | None
+    SHARE = 0.25
+    NEIGHBOURS = 10
+
+    def __init__(self, spec: ProjectorSpec) -> None:
+        super().__init__(spec)
+        assert spec.core is not None  # held by ProjectorSpec
+        self.core = build_projector(spec.core)
+        self.register_buffer("means", torch.zeros(spec.means, spec.dim_in))
+        self.register_buffer("hubs", torch.zeros(spec.hubs, spec.core.dim_out) if spec.hubs else None)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """Unit rows (B, d) of the core, from rows (B, D_in) minus the nearest of the stored means."""
+        nearest = torch.cdist(x, self.means).argmin(dim=1)  # (B,)
+        return F.normalize(self.core(F.normalize(x - self.means[nearest], dim=1)), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (B, D_in) to unit rows (B, D_out)."""
+        parts = [self.shared(x)]
+        if self.spec.bare:
+            return parts[0]
+        if self.hubs is not None:
+            near = (parts[0] @ self.hubs.T).topk(min(self.NEIGHBOURS, len(self.hubs)), dim=1).values  # (B, k)
+            penalty, one = -0.5 * near.mean(dim=1, keepdim=True), x.new_ones(len(x), 1)
+            parts += [one, penalty] if self.spec.side == 0 else [penalty, one]  # z1 . z2 = g1 . g2 - h1/2 - h2/2
+        z = self.SHARE**0.5 * torch.cat(parts, dim=1)  # (B, d)
+        rest = (1 - z.square().sum(dim=1, keepdim=True)).clamp_min(0).sqrt()  # |z|^2 is at most 2.25 SHARE
+        own = rest * x if self.spec.other else rest
+        blank = x.new_zeros(len(x), self.spec.other or 1)
+        return torch.cat([z, own, blank] if self.spec.side == 0 else [z, blank, own], dim=1)
+
+
 _CLASSES: dict[str, type[Projector]] = {
     "identity": Projector,
     "affine": Affine,
@@ -151,6 +192,7 @@ _CLASSES: dict[str, type[Projector]] = {
     "mlp": Mlp,
     "decoupled": Decoupled,
     "bridge": Bridge,
+    "woven": Woven,
 }
 
 

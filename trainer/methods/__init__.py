@@ -17,6 +17,7 @@ BUILT_IN = {
     "bridge": ("bridge", "Bridge"),
     "c-mcr": ("cmcr", "Cmcr"),
     "ex-mcr": ("ex_mcr", "ExMcr"),
+    "weave": ("weave", "Weave"),
 }
 
 
