@@ -29,6 +29,7 @@ _TILE = 1024
 _DIRECTION = 2.5  # variance of a list towards a query, in units of spread²/D: measured on the kit (docs/completion.md)
 _GATHER = 1 << 16  # candidate rows in memory at a time
 _SCAN = 1 << 20
+_COLUMNS = ("vectors", "neighbours", "k")
 _VISITS = 192 << 20  # lists times queries of a pass: a byte each
 
 
@@ -140,12 +141,11 @@ def complete_ivf(
         ]  # fmt: skip
     if len(parts) == 1:
         return parts[0]
-    mass = MassEstimate(
-        *(np.concatenate([getattr(p.mass, name) for p in parts]) for name in ("estimate", "low", "high"))
+    vectors, neighbours, k = (np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS)
+    low, estimate, high = (
+        np.concatenate([getattr(p.mass, name) for p in parts]) for name in ("low", "estimate", "high")
     )
-    return Approximated(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("vectors", "neighbours", "k")), mass
-    )
+    return Approximated(vectors, neighbours, k, MassEstimate(estimate, low, high))
 
 
 def _complete_ivf(
