@@ -7,13 +7,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from . import fsio
+from . import fsio, lease_files
 from . import manifest as manifests
 from . import marker as markers
 from .errors import CacheError
 from .marker import DoneMarker
 
-FOLDERS = ("shards", "errors", "runs", "index")
+FOLDERS = ("shards", "errors", "runs", "index", lease_files.FOLDER)
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -37,13 +37,30 @@ def refuse_foreign_folder(path: Path) -> None:
     elif path.is_dir():
         with os.scandir(path) as entries:
             others = sorted(e.name for e in entries if e.name not in FOLDERS and not fsio.is_temporary(e.name))
-        if others:
+        if others and not manifest.exists():  # else another worker has just begun this very cache
             raise CacheError(f"The folder holds {', '.join(others[:3])} and is no cache.", where=str(path), todo=todo)
+
+
+def refuse_while_others_write(path: Path) -> None:
+    """Refuse to take back shards of a cache that other workers are filling.
+
+    Raises
+    ------
+    CacheError
+    """
+    claims = lease_files.read_claims(path).values()
+    names = sorted({c.holder.worker for c in claims if c.holder is not None and not c.holder.is_dead()})
+    if names:
+        raise CacheError(
+            f"Other workers hold leases on this cache: {', '.join(names[:3])}.",
+            where=str(path / lease_files.FOLDER),
+            todo="let them finish, or end them and remove that folder, then overwrite",
+        )
 
 
 def sweep(path: Path) -> None:
     """Remove temporary files of dead processes of this machine, in every folder of the cache."""
-    for folder in (path, path / "shards", path / "errors", path / "index"):
+    for folder in (path, path / "shards", path / "errors", path / "index", path / lease_files.FOLDER):
         fsio.sweep(folder)
 
 

@@ -16,6 +16,7 @@ from . import fsio, housekeeping, ledger
 from . import manifest as manifests
 from . import marker as markers
 from .errors import CacheError
+from .leases import Leases
 from .ledger import Failure
 from .manifest import CacheManifest
 from .marker import DoneMarker
@@ -40,6 +41,14 @@ class CacheWriter:
         self.plans: list[Plan] = manifests.read_plans(path)
         self._fingerprint = fingerprint
         self._run_id: str | None = None
+        self._leases: Leases | None = None
+
+    @property
+    def leases(self) -> Leases:
+        """The leases of this writer, by which it shares the cache with others; made when first asked for."""
+        if self._leases is None:
+            self._leases = Leases(self.path)
+        return self._leases
 
     @classmethod
     def open(
@@ -79,6 +88,7 @@ class CacheWriter:
             raise CacheError(f"Cannot make the cache folder: {error.strerror}.", where=str(path)) from error
         housekeeping.sweep(path)
         if overwrite:
+            housekeeping.refuse_while_others_write(path)
             housekeeping.take_back_everything(path)
         if overwrite or not (path / manifests.MANIFEST_NAME).exists():
             kept = manifest
@@ -98,8 +108,18 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Sweep the temporary files of processes of this machine that died in the meantime."""
+        """Give leases back, and sweep what processes that died in the meantime left."""
+        if self._leases is not None:
+            units = {markers.shard_name(unit.shard): unit for unit in manifests.units_of(self.plans)}
+            self._leases.clear(lambda name: name in units and self.is_done(units[name]))
+            self._leases.close()
+            self._leases = None
         housekeeping.sweep(self.path)
+
+    def refresh(self) -> list[Plan]:
+        """Read the plan again: another worker may have appended to it."""
+        self.plans = manifests.read_plans(self.path)
+        return self.plans
 
     def next_shard(self) -> int:
         """Number of the first unit that a new generation of the plan would have."""

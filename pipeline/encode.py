@@ -22,17 +22,25 @@ from .encoding.forward import Forward
 from .encoding.prefetch import decode_slot
 from .encoding.run import Run
 from .progress import Progress, silent
+from .stopping import StopSignal
 
 __all__ = ["DryRun", "EncodeConfig", "EncodeReport", "encode", "plan_encode"]
 
 Inputs = str | Path | Sequence[str | Path]
 
 
-def encode(inputs: Inputs, output: str | Path, *, progress: Progress | None = None, **settings: Any) -> EncodeReport:
+def encode(
+    inputs: Inputs,
+    output: str | Path,
+    *,
+    progress: Progress | None = None,
+    stop: StopSignal | None = None,
+    **settings: Any,
+) -> EncodeReport:
     """Encode inputs into a cache, or go on with one.
 
     Shards that are done stay as they are, new inputs are appended, and an interrupted run, run again, ends in the bytes
-    of an undisturbed one.
+    of an undisturbed one. Any number of processes may run the same call at once: they share the shards.
 
     Parameters
     ----------
@@ -42,6 +50,8 @@ def encode(inputs: Inputs, output: str | Path, *, progress: Progress | None = No
         The cache.
     progress : callable, optional
         Told of every batch and shard; see :mod:`cmcr.pipeline.progress`.
+    stop : StopSignal, optional
+        Once it is requested, the shards that are begun are finished and no other is begun.
     settings
         The fields of :class:`EncodeConfig`: ``modality`` (required), ``encoder``, ``device``, ``batch_size``, ...
 
@@ -64,10 +74,12 @@ def encode(inputs: Inputs, output: str | Path, *, progress: Progress | None = No
     with CacheWriter.open(
         job.output, job.manifest, overwrite=config.overwrite, accept_fingerprint=config.accept_fingerprint
     ) as writer:
-        writer.append_plan(update.units, config.shard_size)
+        update = job.append(writer, update)
         pending = writer.pending(retry_failed=config.retry_failed)
         before = writer.next_shard() - len(pending)
         run = Run(job.corpus, job.encoder, writer, config, show)
+        if stop is not None:
+            stop.when(run.stop)
         record = {"command": "encode", "started": _now(), "roots": dict(job.corpus.roots), "settings": config.record()}
         start = time.perf_counter()
         state = "stopped"
@@ -147,6 +159,17 @@ class _Job:
             self.plans, self.config.shard_size, first_shard=first, known_keys=self._known if self.plans else None
         )
 
+    def append(self, writer: CacheWriter, update: PlanUpdate) -> PlanUpdate:
+        """Append the new units to the plan, one worker at a time; the update as it is if another was faster."""
+        if not update.units and not writer.leases.claims().get("plan") and writer.plans == self.plans:
+            return update
+        with writer.leases.held("plan"):
+            if writer.refresh() != self.plans:
+                self.plans = list(writer.plans)
+                update = self.plan()
+            writer.append_plan(update.units, self.config.shard_size)
+        return update
+
     def _known(self, keys: Sequence[str]) -> Sequence[bool]:
         from ..cache.reader import open_cache
 
@@ -173,6 +196,7 @@ class _Job:
             vanished=update.vanished,
             notes=(*update.remarks, *tally.notes),
             seconds=seconds,
+            unfinished=run.unfinished - len(tally.unreadable),
         )
 
 

@@ -32,7 +32,10 @@ class EncodeConfig:
     batch_size : int
         Positions of a shard to a batch. The same batch size gives the same bits.
     workers : int
-        Threads that decode; 0 for one a core, at most 8.
+        Threads that decode; 0 for one a core, at most 8. With ``worker`` set, how many workers there are.
+    worker : int, optional
+        Number of this worker, from 0: it does the shards with this number modulo ``workers``, and no other worker does
+        them. Without it, workers share the shards by leases.
     shard_size : int
         Rows to a shard: what a killed run loses at most.
     dtype : {"float16", "float32"}
@@ -51,6 +54,7 @@ class EncodeConfig:
     precision: str = "fp32"
     batch_size: int = 64
     workers: int = 0
+    worker: int | None = None
     shard_size: int = 8192
     dtype: Literal["float16", "float32"] = "float16"
     overwrite: bool = False
@@ -72,6 +76,18 @@ class EncodeConfig:
         for name, least in (("batch_size", 1), ("workers", 0), ("shard_size", 1), ("max_item_bytes", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it is at least {least}", where=name)
+        if self.worker is not None and not 0 <= self.worker < self.workers:
+            raise RecipeError(
+                f"worker is {self.worker} of {self.workers} workers; they are numbered from 0 to workers - 1",
+                where="worker",
+                todo="give each its own --worker I with the same --workers N",
+            )
+        if self.worker is not None and self.overwrite:
+            raise RecipeError(
+                "one worker of several cannot overwrite: it would take back what the others do",
+                where="overwrite",
+                todo="remove the cache first, or let one process without --worker overwrite it",
+            )
         if not 0.0 <= self.max_failure_rate <= 1.0:
             raise RecipeError(
                 f"max_failure_rate is {self.max_failure_rate}; it is a share from 0 to 1", where="max_failure_rate"
@@ -98,7 +114,12 @@ class EncodeConfig:
     @property
     def decoders(self) -> int:
         """Threads that decode, resolved."""
-        return self.workers or min(8, os.cpu_count() or 1)
+        return (self.workers if self.worker is None else 0) or min(8, os.cpu_count() or 1)
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(number of this worker, number of workers) where the shards are split by number."""
+        return None if self.worker is None else (self.worker, self.workers)
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values, for the run record."""
@@ -138,6 +159,8 @@ class EncodeReport:
         Sentences for the reader: halved batches, inputs left out.
     seconds : float
         Wall time of encoding, without loading the encoder.
+    unfinished : int
+        Shards that were left for another run because this one was asked to stop.
     """
 
     output: Path
@@ -157,6 +180,7 @@ class EncodeReport:
     vanished: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    unfinished: int = 0
 
     @property
     def rate(self) -> float:

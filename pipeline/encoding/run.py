@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...cache.claims import Claims
 from ...cache.errors import CmcrError, EncoderError
 from ...cache.ledger import Failure
 from ...cache.plan import Unit
@@ -120,10 +121,25 @@ class Run:
         self._forward = Forward(encoder, self._note)
         self._remark = encoder.remark if isinstance(encoder, Remarking) else lambda decoded: None
         self._decoded = False
+        self._claims: Claims | None = None
+        self._stopped = False
         self.tally = Tally()
+
+    @property
+    def unfinished(self) -> int:
+        """Units that nobody has done yet, as far as this run has seen."""
+        return 0 if self._claims is None else len(self._claims.unfinished)
+
+    def stop(self) -> None:
+        """Finish the shards that are begun, and begin no other; may be called from a signal handler."""
+        self._stopped = True
+        if self._claims is not None:
+            self._claims.stop()
 
     def units(self, units: Sequence[Unit]) -> None:
         """Encode units in order; one whose source cannot be read is put aside and the others go on.
+
+        Each is claimed first, so that several workers share the units among them.
 
         Raises
         ------
@@ -132,24 +148,39 @@ class Run:
         EncoderError
             If the encoder fails on everything.
         """
-        counts = [unit.rows for unit in units]
+        config = self._config
+        claims = Claims(self._writer, units, retry=config.retry_failed, part=config.part, waiting=self._wait)
+        self._claims = claims
+        if self._stopped:
+            claims.stop()
+        counts = [unit.rows for unit in claims.units]
         total = None if None in counts else sum(n for n in counts if n is not None)
-        self._progress(Event("start", total=total, shards=len(units)))
-        gathered: Gatherer | None = None
-        settings = {"batch_size": self._config.batch_size, "workers": self._config.decoders}
-        with Prefetch(self._corpus, self._encoder, units, **settings) as batches:
-            for batch in batches:
-                if gathered is None:
-                    gathered = Gatherer(batch.unit, self._config.dtype, self._encoder.dim)
-                if batch.error is not None:
-                    self._put_aside(batch.unit, batch.error)
-                    gathered = None
-                    continue
-                self._encode(batch, gathered)
-                if batch.last:
-                    self._commit(gathered)
-                    gathered = None
+        self._progress(Event("start", total=total, shards=len(counts)))
+        settings = {"batch_size": config.batch_size, "workers": config.decoders}
+        with Prefetch(self._corpus, self._encoder, claims, **settings) as batches:
+            try:
+                self._batches(batches, claims)
+            finally:
+                claims.stop()  # the reading thread may wait in it for another worker
         self._progress(Event("end"))
+
+    def _batches(self, batches: Iterable[Batch], claims: Claims) -> None:
+        gathered: Gatherer | None = None
+        for batch in batches:
+            if gathered is None:
+                gathered = Gatherer(batch.unit, self._config.dtype, self._encoder.dim)
+            if batch.error is not None:
+                self._put_aside(batch.unit, batch.error)
+                claims.put_aside(batch.unit)
+                gathered = None
+                continue
+            self._encode(batch, gathered)
+            if batch.last:
+                self._commit(gathered)
+                gathered = None
+
+    def _wait(self, count: int) -> None:
+        self._note(f"waiting for {count} shard{'' if count == 1 else 's'} in the hands of other workers")
 
     def _encode(self, batch: Batch, gathered: Gatherer) -> None:
         places = [slot for slot in batch.slots if slot.holds_place]
@@ -175,6 +206,8 @@ class Run:
     def _commit(self, gathered: Gatherer) -> None:
         data = gathered.data()
         self._writer.write_shard(gathered.unit, data, gathered.ledger, expected=gathered.expected)
+        if self._claims is not None:
+            self._claims.done(gathered.unit)
         self.tally.add(len(data.keys), gathered.ledger)
         self._progress(Event("shard", shards=1))
         items = self.tally.rows + self.tally.failed
