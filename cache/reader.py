@@ -110,7 +110,7 @@ class Cache:
         m, file = self.shards[shard], self._file(shard)
         return file, file.view(m.embedding_offset or 0, m.ok, m.dim, m.stored_dtype)
 
-    def _key_column(self, shard: int) -> tuple[MappedFile, npt.NDArray[np.bytes_]]:
+    def key_column(self, shard: int) -> tuple[MappedFile, npt.NDArray[np.bytes_]]:
         """File and (N,) view of the keys of one shard that is not empty."""
         m, file = self.shards[shard], self._file(shard)
         return file, file.view(m.key_offset or 0, m.ok, 1, np.dtype(f"S{m.key_length}"))[:, 0]
@@ -235,7 +235,7 @@ class Cache:
     def raw_keys(self, start: int, stop: int) -> Iterator[npt.NDArray[np.bytes_]]:
         """Keys of the global rows ``start`` to ``stop`` as NUL-padded UTF-8, one array for each stretch of a shard."""
         for shard, first, last in places.runs(self.starts, start, stop):
-            file, column = self._key_column(shard)
+            file, column = self.key_column(shard)
             for low, high in file.spans(self.shards[shard].key_length, first, last):
                 yield column[low:high].copy()
 
@@ -245,7 +245,7 @@ class Cache:
         width = max((m.key_length for m in self.shards), default=1)
         out = np.zeros(len(wanted), f"S{width}")
         for shard, spots, rows in places.by_shard(self.starts, wanted):
-            file, column = self._key_column(shard)
+            file, column = self.key_column(shard)
             for span in file.sorted_spans(self.shards[shard].key_length, rows):
                 out[spots[span]] = column[rows[span]]
         return out

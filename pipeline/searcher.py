@@ -1,4 +1,4 @@
-"""Exact search over a gallery in the shared space, streamed in blocks and kept warm between questions."""
+"""Search over a gallery in the shared space, kept warm between questions: exact, or through an index beside it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..cache.errors import CacheError, CmcrError, ConnectorError
+from ..cache.faiss_index import has_faiss
 from ..cache.runs import find_source
+from .searching.choice import IndexSettings, choose_kind
+from .searching.gallery_index import GalleryIndex, kept_index, made_index
+from .searching.row_keys import RowKeys
+from .searching.topk import RunningTopK
 from .shared import SharedView
 
 if TYPE_CHECKING:
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 
 Vectors = npt.NDArray[np.float32]
 SCORES_AT_ONCE = 1 << 23  # query-row scores held together: 32 MiB of float32
-PAIRS_AT_ONCE = 1 << 21  # numbers of the float64 rescoring held together: 16 MiB a factor
+INDEXED_SHARE = 16  # more answers than M/16 are searched exactly, whatever index there is
+Scores = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,88 +41,6 @@ class Hit:
     source: str | None
     path: Path | None
     row: int
-
-
-class RunningTopK:
-    """The k best rows of each query over blocks that pass by once.
-
-    Float32 scores choose the candidates, with a margin of the worst rounding error of a dot product of unit vectors;
-    the candidates are scored again in float64 and ordered by (score, row). The result therefore depends neither on the
-    size of the blocks nor on the number of queries, and equal rows stand in the order of the gallery.
-
-    Parameters
-    ----------
-    queries : (Q, D) float32
-        Unit rows.
-    k : int
-        Answers to keep for each query.
-    device : str
-        Where the scores are computed.
-    """
-
-    def __init__(self, queries: Vectors, k: int, device: str = "cpu") -> None:
-        self.k = k
-        self.device = device
-        self.queries = torch.as_tensor(np.ascontiguousarray(queries, dtype=np.float32), device=device)  # (Q, D)
-        self.owner: npt.NDArray[np.int64] = np.empty(0, np.int64)  # (P,) query of each kept pair
-        self.row: npt.NDArray[np.int64] = np.empty(0, np.int64)  # (P,)
-        self.score: npt.NDArray[np.float64] = np.empty(0, np.float64)  # (P,)
-        self.floor = torch.full((len(queries),), -torch.inf, device=device)  # (Q,) k-th best score so far
-        # Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5: |fl(x.y) - x.y| <= D u |x||y|, for both sides
-        self.margin = 2 * self.queries.shape[1] * 2.0**-24 + 2.0**-22
-
-    @torch.inference_mode()
-    def update(self, start: int, block: Vectors) -> None:
-        """Take in the rows ``start`` to ``start + B`` of the gallery, (B, D) float32 unit rows."""
-        if not len(block) or not len(self.queries):
-            return
-        rows = torch.as_tensor(block, device=self.device)
-        owner, column = self._candidates(rows)
-        score = self._rescore(owner, column, rows)
-        self._merge(owner.cpu().numpy(), column.cpu().numpy() + start, score)
-
-    def _candidates(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sims = self.queries @ rows.T  # (Q, B)
-        live = torch.nonzero(sims.amax(1) >= self.floor - self.margin)[:, 0]  # (L,) queries that this block may improve
-        sims = sims[live] if len(live) < len(sims) else sims  # (L, B)
-        if not len(live):
-            return live, live
-        best = torch.topk(sims, min(self.k, sims.shape[1]), sorted=False).values.amin(1)  # (L,)
-        threshold = torch.maximum(best, self.floor[live]) - self.margin
-        owner, column = torch.nonzero(sims >= threshold[:, None], as_tuple=True)  # (P,), (P,)
-        return live[owner], column
-
-    def _rescore(self, owner: torch.Tensor, column: torch.Tensor, rows: torch.Tensor) -> npt.NDArray[np.float64]:
-        step = max(1, PAIRS_AT_ONCE // rows.shape[1])
-        scores = [np.empty(0, np.float64)]
-        for at in range(0, len(owner), step):
-            left = self.queries[owner[at : at + step]].double()  # (S, D)
-            right = rows[column[at : at + step]].double()  # (S, D)
-            scores.append((left * right).sum(1).cpu().numpy())
-        return np.concatenate(scores)
-
-    def _merge(self, owner: npt.NDArray[np.int64], row: npt.NDArray[np.int64], score: npt.NDArray[np.float64]) -> None:
-        owner, row = np.concatenate([self.owner, owner]), np.concatenate([self.row, row])
-        score = np.concatenate([self.score, score])
-        order = np.lexsort((row, -score, owner))
-        owner, row, score = owner[order], row[order], score[order]
-        count = np.bincount(owner, minlength=len(self.queries))  # (Q,)
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)  # rank within its query, from 0
-        keep = place < self.k
-        self.owner, self.row, self.score = owner[keep], row[keep], score[keep]
-        last = place[keep] == self.k - 1
-        floor = np.full(len(self.queries), -np.inf, np.float32)
-        floor[self.owner[last]] = self.score[last]
-        self.floor = torch.as_tensor(floor, device=self.device)
-
-    def result(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Scores and rows, (Q, k) each, best first; where the gallery has fewer than k rows: NaN and -1."""
-        scores = np.full((len(self.queries), self.k), np.nan)
-        rows = np.full((len(self.queries), self.k), -1, np.int64)
-        count = np.bincount(self.owner, minlength=len(self.queries))
-        place = np.arange(len(self.owner)) - np.repeat(np.cumsum(count) - count, count)
-        scores[self.owner, place], rows[self.owner, place] = self.score, self.row
-        return scores, rows
 
 
 class Searcher:
@@ -135,6 +59,15 @@ class Searcher:
     memory_budget : int
         Bytes of shared vectors that may stay in memory after the first question; a larger gallery is streamed each
         time.
+    index : str or IndexSettings
+        ``auto``, ``kept``, ``exact``, ``hnsw`` or ``ivf``: :class:`.searching.choice.IndexSettings`.
+    held_out : array (Q, D) float32, optional
+        Unit rows on which an index's recall is measured, in place of rows drawn from the gallery.
+
+    Raises
+    ------
+    CmcrError
+        An empty gallery, one of another connector; an index that was asked for without FAISS.
     """
 
     def __init__(
@@ -145,6 +78,8 @@ class Searcher:
         device: str | None = None,
         block: int = 16384,
         memory_budget: int = 1 << 30,
+        index: str | IndexSettings = "auto",
+        held_out: Vectors | None = None,
     ) -> None:
         if block < 1:
             raise CmcrError(f"A block has at least one row, not {block}.", todo="give --block a positive number")
@@ -160,6 +95,9 @@ class Searcher:
         self.block = block
         self._warm: list[tuple[int, Vectors]] | None = None
         self._keep = len(gallery) * self.view.dim * 4 <= memory_budget
+        settings = index if isinstance(index, IndexSettings) else IndexSettings(kind=index)
+        self._keys = RowKeys(gallery)
+        self.index, self.how = _indexed(self.view, settings, held_out)
 
     @property
     def dim(self) -> int:
@@ -178,7 +116,11 @@ class Searcher:
         if self._keep:
             self._warm = kept
 
-    def topk(self, vectors: Vectors, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    def _some_blocks(self, among: Rows) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, len(among), self.block):
+            yield start, self.view.rows(among[start : start + self.block])
+
+    def topk(self, vectors: Vectors, k: int, among: Rows | None = None) -> tuple[Scores, Rows]:
         """The k best rows for each query, without keys or captions.
 
         Parameters
@@ -187,20 +129,35 @@ class Searcher:
             Unit rows of the shared space.
         k : int
             At least 1.
+        among : (A,) int64, optional
+            Search these rows alone, ascending; always exact.
 
         Returns
         -------
         scores : (Q, min(k, M)) float64
-            Cosines, falling; equal ones in the order of the gallery.
+            Cosines, falling; equal ones in the order of the gallery where the search is exact.
         rows : (Q, min(k, M)) int64
             Rows of the gallery.
         """
-        vectors = np.asarray(vectors, dtype=np.float32)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         self._check(vectors, k)
+        if among is not None:
+            scores, rows = self._exact(vectors, min(k, len(among)), self._some_blocks(among))
+            return scores, among[rows]
         k = min(k, len(self.gallery))
+        if self.index is None or k > max(1, len(self.gallery) // INDEXED_SHARE) or not len(vectors):
+            return self._exact(vectors, k, self._blocks())
+        found, rows = self.index.search(vectors, k)
+        scores = found.astype(np.float64)
+        if rows[:, -1].min() < 0:  # the lists visited held fewer than k rows: search those queries exactly
+            short = np.flatnonzero(rows[:, -1] < 0)
+            scores[short], rows[short] = self._exact(vectors[short], k, self._blocks())
+        return scores, rows
+
+    def _exact(self, vectors: Vectors, k: int, blocks: Iterator[tuple[int, Vectors]]) -> tuple[Scores, Rows]:
         step = max(1, SCORES_AT_ONCE // self.block)
         parts = [RunningTopK(vectors[at : at + step], k, self.device) for at in range(0, len(vectors), step)]
-        for start, block in self._blocks():
+        for start, block in blocks:
             for part in parts:
                 part.update(start, block)
         found = [part.result() for part in parts]
@@ -209,6 +166,13 @@ class Searcher:
             np.concatenate([empty[0], *(scores for scores, _ in found)]),
             np.concatenate([empty[1], *(rows for _, rows in found)]),
         )
+
+    def find(self, vectors: Vectors, k: int = 10) -> tuple[Scores, Rows, list[list[str]]]:
+        """Scores, rows and keys of the k best for each of (Q, D) unit rows: the quick way to ask."""
+        scores, rows = self.topk(vectors, k)
+        keys = self._keys.at(rows.ravel())
+        width = rows.shape[1]
+        return scores, rows, [keys[at : at + width] for at in range(0, len(keys), width)] if width else []
 
     def _check(self, vectors: Vectors, k: int) -> None:
         if k < 1:
@@ -256,3 +220,15 @@ class Searcher:
             }
             for key, caption, source in columns
         ]
+
+
+def _indexed(view: SharedView, settings: IndexSettings, held_out: Vectors | None) -> tuple[GalleryIndex | None, str]:
+    """The index that the settings ask for, None for exact search, and what is used in one line."""
+    if settings.kind == "kept":
+        found = kept_index(view)
+        return found, found.describe() if found is not None else "exact: no index of this content is kept"
+    kind, why = choose_kind(len(view), view.dim, settings, has_faiss())
+    if kind is None:
+        return None, why
+    made = made_index(view, kind, settings, held_out)
+    return made, made.describe()

@@ -106,7 +106,10 @@ class SharedView:
         """Rows by global index: (B, D) float32, unit."""
         return self._shared(self.cache.rows(indices))
 
-    def blocks(self, size: int) -> Iterator[tuple[int, Vectors]]:
-        """All rows in order: (number of the first row, (<= size, D) float32 unit rows); memory stays within a block."""
-        for start in range(0, len(self.cache), size):
+    def blocks(self, size: int, first: int = 0) -> Iterator[tuple[int, Vectors]]:
+        """Rows from ``first`` on, in order: (number of a block's first row, (<= size, D) float32 unit rows).
+
+        Memory stays within a block.
+        """
+        for start in range(first, len(self.cache), size):
             yield start, self._shared(self.cache.read(start, min(start + size, len(self.cache))))

@@ -1,0 +1,5 @@
+"""The parts of a search: exact top-k, approximate indexes, filters, mixes and output."""
+
+from __future__ import annotations
+
+from ..shared import SharedView as SharedView

@@ -1,0 +1,230 @@
+"""The approximate index of a gallery: opened, grown by what was appended, trained again when it has aged.
+
+It is of the gallery's present content or it is not used: the record names every shard that it covers by checksum. A
+gallery that was appended to has its index grown; any other change has it made anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from ...cache.vectors import Float32
+from ..shared import SharedView
+from . import faiss_kinds, held_out
+from .choice import IndexSettings, Kind, scaled_effort
+from .faiss_kinds import OpenIndex, Rows
+from .held_out import HeldOut
+from .record import IndexRecord, Place, shards_of
+
+State = Literal["missing", "current", "grown", "other"]
+REDRAW = 1.1  # held-out queries are drawn again when the gallery has grown by a tenth since
+RETRAIN = 2.0  # and means or graph are made again when it has doubled, or needs twice the effort
+
+
+class GalleryIndex:
+    """An index that is open.
+
+    Parameters
+    ----------
+    record : IndexRecord
+    index : OpenIndex
+    """
+
+    def __init__(self, record: IndexRecord, index: OpenIndex) -> None:
+        self.record = record
+        self.index = index
+
+    def search(self, vectors: Float32, k: int) -> tuple[Float32, Rows]:
+        """Cosines and rows (Q, k), best first; -1 where less was found."""
+        return self.index.search(vectors, k, scaled_effort(self.record.effort, k, held_out.K))
+
+    def describe(self) -> str:
+        """One line: kind, rows, effort and measured recall."""
+        record = self.record
+        line = (
+            f"{record.kind} of {record.rows:,} rows, effort {record.effort}: recall@{held_out.K} {record.recall:.3f} "
+            f"against exact search on held-out queries"
+        )
+        return line if record.recall >= record.target else f"{line}, short of the {record.target} aimed at"
+
+
+def state_of(record: IndexRecord | None, view: SharedView) -> State:
+    """How a record stands to the gallery as it is now."""
+    if record is None:
+        return "missing"
+    now = shards_of(view.cache)
+    if record.shards == now:
+        return "current"
+    return "grown" if record.shards == now[: len(record.shards)] else "other"
+
+
+def kept_index(view: SharedView) -> GalleryIndex | None:
+    """An index that lies beside the gallery and is of its present content; makes nothing."""
+    from ...cache.faiss_index import has_faiss
+
+    kinds: tuple[Kind, ...] = ("hnsw", "ivf")
+    for kind in kinds:
+        place = Place(view, kind)
+        record = place.read()
+        if record is not None and state_of(record, view) == "current" and has_faiss():
+            found = _opened(place, record, view)
+            if found is not None:
+                return found
+    return None
+
+
+def made_index(view: SharedView, kind: Kind, settings: IndexSettings, queries: Float32 | None = None) -> GalleryIndex:
+    """The index of the gallery: as it lies there, grown, or built.
+
+    Parameters
+    ----------
+    view : SharedView
+    kind : str
+    settings : IndexSettings
+    queries : array (Q, D) float32, optional
+        Unit rows on which recall is measured, in place of rows drawn from the gallery.
+
+    Raises
+    ------
+    MissingExtraError
+        FAISS is not installed.
+    CacheError
+        The folder beside the gallery cannot be written.
+    """
+    from ...cache.faiss_index import load_faiss
+
+    load_faiss()
+    place = Place(view, kind)
+    record = place.read()
+    state = state_of(record, view)
+    if record is not None and state == "current" and record.target >= settings.recall and queries is None:
+        found = _opened(place, record, view)
+        if found is not None:
+            return found
+    place.prepare()
+    if record is not None and state in ("grown", "current") and len(view) < RETRAIN * record.trained_rows:
+        found = _grown(place, record, view, settings, queries)
+        if found is not None:
+            return found
+    return _built(place, record, view, kind, settings, queries)
+
+
+def _opened(place: Place, record: IndexRecord, view: SharedView) -> GalleryIndex | None:
+    """The index of a record; None where its files are damaged, or were just replaced by another process."""
+    try:
+        index = OpenIndex(record.kind, [place.folder / name for name, _ in record.files], view)
+    except RuntimeError:
+        return None
+    return GalleryIndex(record, index) if (index.rows, index.dim) == (record.rows, view.dim) else None
+
+
+def _grown(
+    place: Place, record: IndexRecord, view: SharedView, settings: IndexSettings, queries: Float32 | None
+) -> GalleryIndex | None:
+    """Add the appended rows; None where the index has aged and is to be made anew."""
+    change = record.change + 1
+    try:
+        files = record.files if record.rows == len(view) else _appended(place, record, view, change)
+        index = OpenIndex(record.kind, [place.folder / name for name, _ in files], view)
+    except RuntimeError:  # FAISS cannot read a file
+        return None
+    truth, given = _truth(place, record, view, settings, queries)
+    effort, recall = held_out.tune(index, truth, settings.recall, record.effort)
+    aged = recall < settings.recall or effort > RETRAIN * record.trained_effort
+    if aged and record.trained_rows < len(view):
+        return None
+    now = replace(
+        record,
+        shards=shards_of(view.cache),
+        files=files,
+        held_out=_write_truth(place, truth, change),
+        given=given,
+        effort=effort,
+        recall=recall,
+        target=settings.recall,
+        change=change,
+    )
+    place.commit(now)
+    return GalleryIndex(now, index)
+
+
+def _appended(place: Place, record: IndexRecord, view: SharedView, change: int) -> tuple[tuple[str, int], ...]:
+    """Files of the index with the appended rows.
+
+    A graph is written anew, which costs little beside the linking of its nodes. Inverted lists get a part of their own
+    around the same means; when there are many parts they become one.
+    """
+    paths = [place.folder / name for name, _ in record.files]
+    if record.kind == "hnsw":
+        index = faiss_kinds.read_for_growth(paths[0])
+        faiss_kinds.add(index, view, record.rows)
+        return (_write_index(place, place.name(change, "faiss"), index),)
+    part = _write_index(place, place.name(change, "faiss"), faiss_kinds.part_of(paths[0], view, record.rows))
+    if len(paths) < faiss_kinds.MOST_PARTS:
+        return (*record.files, part)
+    whole = faiss_kinds.merged([*paths, place.folder / part[0]])
+    return (_write_index(place, place.name(change, "merged.faiss"), whole),)
+
+
+def _truth(
+    place: Place, record: IndexRecord, view: SharedView, settings: IndexSettings, queries: Float32 | None
+) -> tuple[HeldOut, bool]:
+    """Held-out queries with answers over all rows, and whether the user gave them."""
+    if queries is not None:
+        return held_out.answered(view, queries), True
+    before = held_out.read(place.folder / record.held_out)
+    if record.given or len(view) < REDRAW * before.drawn:
+        return held_out.grown(before, view), record.given
+    return held_out.draw(view, settings.queries, settings.seed), False
+
+
+def _built(
+    place: Place,
+    before: IndexRecord | None,
+    view: SharedView,
+    kind: Kind,
+    settings: IndexSettings,
+    queries: Float32 | None,
+) -> GalleryIndex:
+    change = 0 if before is None else before.change + 1
+    # a retrained index must not replace a file that another process has just opened under the same name
+    files = (_write_index(place, place.name(change, "whole.faiss"), faiss_kinds.build(kind, view, settings.seed)),)
+    index = OpenIndex(kind, [place.folder / name for name, _ in files], view)
+    if queries is None and before is not None and before.given:
+        queries = held_out.read(place.folder / before.held_out).queries
+    given = queries is not None
+    drawn = held_out.draw(view, settings.queries, settings.seed) if queries is None else None
+    truth = drawn or held_out.answered(view, np.asarray(queries, np.float32))
+    effort, recall = held_out.tune(index, truth, settings.recall)
+    record = IndexRecord(
+        kind=kind,
+        shards=shards_of(view.cache),
+        trained_rows=len(view),
+        files=files,
+        held_out=_write_truth(place, truth, change),
+        given=given,
+        effort=effort,
+        trained_effort=effort,
+        recall=recall,
+        target=settings.recall,
+        change=change,
+    )
+    place.commit(record)
+    return GalleryIndex(record, index)
+
+
+def _write_index(place: Place, name: str, index: Any) -> tuple[str, int]:
+    from ...cache.faiss_index import load_faiss
+
+    return place.write(name, lambda path: load_faiss().write_index(index, path))
+
+
+def _write_truth(place: Place, truth: HeldOut, change: int) -> str:
+    from ...cache import fsio
+
+    name = place.name(change, "held-out.safetensors")
+    fsio.write_atomic(place.folder / name, held_out.to_bytes(truth))
+    return name

@@ -1,0 +1,135 @@
+"""Held-out queries of a gallery, their exact answers, and the recall of an index against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cache.bank import sample_rows
+from ...cache.errors import CacheError
+from ...cache.vectors import Float32, normalize_rows
+from ..shared import SharedView
+from .choice import EFFORTS
+from .faiss_kinds import OpenIndex
+from .topk import RunningTopK
+
+K = 10
+NOISE_NORM = 0.5  # a query's distance from the row that it was drawn around
+TIE = 1e-6  # scores of float32 nearer than this are one
+BLOCK = 16384
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries and their exact answers.
+
+    Parameters
+    ----------
+    queries : array (Q, D) float32
+        Unit rows.
+    scores : array (Q, k) float64
+        Exact cosines of the k best rows, falling; NaN where the gallery has fewer.
+    rows : array (Q, k) int64
+    drawn : int
+        Rows that the gallery had when the queries were drawn.
+    covered : int
+        Rows of the gallery that the answers take into account.
+    """
+
+    queries: Float32
+    scores: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
+    drawn: int
+    covered: int
+
+
+def draw(view: SharedView, count: int, seed: int) -> HeldOut:
+    """Rows drawn from the whole gallery by a seeded rule, each moved by noise so that it is no row itself."""
+    numbers = sample_rows(len(view), min(count, len(view)), seed)
+    rng = np.random.default_rng([seed, len(view)])
+    noise = rng.standard_normal((len(numbers), view.dim), dtype=np.float32)
+    queries = view.rows(numbers) + NOISE_NORM * noise / np.sqrt(np.float32(view.dim))
+    normalize_rows(queries)
+    return answered(view, queries, len(view))
+
+
+def answered(view: SharedView, queries: Float32, drawn: int = 0) -> HeldOut:
+    """Exact answers of the queries: one pass over the gallery."""
+    k = min(K, len(view))
+    empty = HeldOut(queries, np.full((len(queries), k), np.nan), np.full((len(queries), k), -1), drawn, 0)
+    return grown(empty, view)
+
+
+def grown(before: HeldOut, view: SharedView) -> HeldOut:
+    """The answers after the gallery was appended to: only the new rows are read."""
+    k = min(K, len(view))
+    best = RunningTopK(before.queries, k)
+    best.resume(before.scores, before.rows)
+    for start, block in view.blocks(BLOCK, before.covered):
+        best.update(start, block)
+    scores, rows = best.result()
+    return HeldOut(before.queries, scores, rows, before.drawn, len(view))
+
+
+def measure(index: OpenIndex, truth: HeldOut, effort: int) -> float:
+    """Recall@k: share of the exact k best that the index finds; a row as good as the k-th counts as found."""
+    k = truth.scores.shape[1]
+    scores, rows = index.search(truth.queries, k, effort)
+    hits = (rows >= 0) & (scores >= truth.scores[:, -1:] - TIE)
+    return float(hits.sum() / rows.size)
+
+
+def tune(index: OpenIndex, truth: HeldOut, target: float, least: int = 0) -> tuple[int, float]:
+    """The least effort of the ladder, from ``least`` on, that reaches the target, with the recall measured there.
+
+    Where none does, the most effort and what it reaches.
+    """
+    effort, recall = 0, 0.0
+    for step in EFFORTS[index.kind]:
+        if step < least:
+            continue
+        effort = min(step, index.most_effort)
+        recall = measure(index, truth, effort)
+        if recall >= target or effort < step:
+            break
+    return effort, recall
+
+
+def to_bytes(truth: HeldOut) -> bytes:
+    """The file of held-out queries: safetensors."""
+    from safetensors.numpy import save
+
+    tensors = {
+        "queries": truth.queries,
+        "scores": truth.scores,
+        "rows": truth.rows,
+        "counts": np.array([truth.drawn, truth.covered], np.int64),
+    }
+    data: bytes = save(tensors)
+    return data
+
+
+def read(path: Path) -> HeldOut:
+    """The file of held-out queries.
+
+    Raises
+    ------
+    CacheError
+        It is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(path)
+        drawn, covered = (int(count) for count in found["counts"])
+        return HeldOut(found["queries"], found["scores"], found["rows"], drawn, covered)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CacheError(
+            f"The held-out queries of an index cannot be read ({error}).",
+            where=str(path),
+            todo="delete that file; the index is made again",
+        ) from error

@@ -1,0 +1,228 @@
+"""Indexes beside galleries: against brute force, grown, retrained, never stale, written atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cmcr.cache import faiss_index, fsio
+from cmcr.cache.errors import CmcrError, MissingExtraError
+from cmcr.cache.manifest import CacheManifest
+from cmcr.cache.reader import Cache
+from cmcr.cache.writer import ShardData, write_cache
+from cmcr.pipeline.searcher import Searcher
+from cmcr.pipeline.searching import choice, faiss_kinds, held_out
+from cmcr.pipeline.searching.choice import IndexSettings
+from cmcr.pipeline.searching.record import Place
+from cmcr.pipeline.shared import SharedView
+
+ROWS, DIM = 3001, 24
+Grow = Callable[..., Cache]
+
+
+def clustered(rows: int, seed: int) -> np.ndarray:
+    centres = np.random.default_rng(7).normal(size=(60, DIM))
+    rng = np.random.default_rng(seed)
+    found = centres[rng.integers(0, 60, rows)] + 0.7 * rng.normal(size=(rows, DIM))
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Grow:
+    """Write the gallery of given shards (float32, in the shared space already) anew; equal shards are equal bytes."""
+
+    def make(*shards: np.ndarray) -> Cache:
+        import shutil
+
+        shutil.rmtree(tmp_path / "gallery", ignore_errors=True)
+        manifest = CacheManifest("id-x", "x", "image", "toy", "print", DIM, dtype="float32")
+        starts = np.cumsum([0, *map(len, shards)])
+        data = (
+            ShardData([f"item/{start + n:05d}" for n in range(len(rows))], rows)
+            for start, rows in zip(starts, shards, strict=False)
+        )
+        return write_cache(tmp_path / "gallery", manifest, data)
+
+    return make
+
+
+def recall(searcher: Searcher, k: int = 10) -> float:
+    """Share of the brute-force answers found, on queries that the index was not tuned on."""
+    gallery = searcher.gallery.read(0, len(searcher.gallery))
+    queries = clustered(157, 99)
+    exact = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :k]
+    scores, rows = searcher.topk(queries, k)
+    np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", queries, gallery[rows]), atol=2e-6)
+    assert (np.diff(scores, axis=1) <= 1e-6).all()
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]))
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_finds_what_brute_force_finds(grow: Grow, kind: str) -> None:
+    searcher = Searcher(None, grow(clustered(1700, 1), clustered(ROWS - 1700, 2)), index=kind)
+    assert searcher.index is not None
+    assert searcher.index.record.recall >= 0.995
+    assert recall(searcher) >= 0.99
+    assert recall(searcher, 37) >= 0.99
+    assert searcher.topk(clustered(2, 3), ROWS)[1].shape == (2, ROWS)  # all rows: exactly
+    _, rows, keys = searcher.find(clustered(9, 4), 7)
+    assert keys == [[f"item/{row:05d}" for row in line] for line in rows.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_appended_gallery_grows_its_index_and_finds_new_rows(
+    grow: Grow, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [clustered(ROWS, 1)]
+    Searcher(None, grow(*parts), index=kind)
+    monkeypatch.setattr(faiss_kinds, "build", lambda *_: pytest.fail("built anew"))
+    for seed in range(2, 11):  # more parts than inverted lists keep apart
+        parts.append(clustered(53, seed))
+        searcher = Searcher(None, grow(*parts), index=kind)
+    assert searcher.index is not None
+    assert searcher.index.record.trained_rows == ROWS
+    assert len(searcher.index.record.files) < faiss_kinds.MOST_PARTS
+    assert searcher.index.index.rows == ROWS + 477
+    assert recall(searcher) >= 0.99
+    own = parts[-1]
+    assert (searcher.topk(own, 1)[1][:, 0] >= ROWS).mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_is_built_anew_when_the_gallery_doubled_or_changed(grow: Grow, kind: str) -> None:
+    one, two = clustered(500, 1), clustered(ROWS, 2)
+    first = Searcher(None, grow(one), index=kind)
+    doubled = Searcher(None, grow(one, two), index=kind)
+    changed = Searcher(None, grow(two, one), index=kind)  # as many rows, others first
+    assert [s.index.record.trained_rows for s in (first, doubled, changed) if s.index] == [500, 3501, 3501]
+    assert recall(changed) >= 0.99
+    folder = changed.gallery.path.parent / "indexes"
+    assert len(list(folder.glob("*.faiss"))) == 1
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_an_index_is_built_anew_when_measured_recall_falls(grow: Grow, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = clustered(ROWS, 1)
+    Searcher(None, grow(one), index="ivf")
+    calls = []
+    build = faiss_kinds.build
+    monkeypatch.setattr(faiss_kinds, "build", lambda *about: calls.append(about) or build(*about))
+    monkeypatch.setattr(held_out, "measure", lambda index, truth, effort: 1.0 if calls else 0.5)
+    again = Searcher(None, grow(one, clustered(40, 2)), index="ivf")
+    assert len(calls) == 1
+    assert again.index is not None
+    assert again.index.record.trained_rows == ROWS + 40
+
+
+def test_a_kept_index_is_used_only_for_the_present_content(grow: Grow) -> None:
+    one = clustered(ROWS, 1)
+    gallery = grow(one)
+    assert Searcher(None, gallery, index="kept").index is None
+    Searcher(None, gallery, index="ivf")
+    assert Searcher(None, gallery, index="kept").index is not None
+    grown = Searcher(None, grow(one, clustered(5, 2)), index="kept")
+    assert grown.index is None
+    assert recall(grown) == 1.0
+
+
+def test_a_damaged_index_is_made_again(grow: Grow) -> None:
+    gallery = grow(clustered(ROWS, 1))
+    Searcher(None, gallery, index="hnsw")
+    place = Place(SharedView(gallery), "hnsw")
+    (path,) = place.folder.glob("*.faiss")
+    data = path.read_bytes()
+    for broken in (data[:1000], b"\0" * len(data)):
+        path.write_bytes(broken)
+        assert Searcher(None, gallery, index="kept").index is None
+        assert recall(Searcher(None, gallery, index="hnsw")) >= 0.99
+        (path,) = place.folder.glob("*.faiss")
+    place.file.write_text("{", encoding="utf-8")
+    assert recall(Searcher(None, gallery, index="hnsw")) >= 0.99
+
+
+def test_a_kill_at_any_step_of_growth_leaves_an_index_that_is_right(grow: Grow) -> None:
+    one, two = clustered(ROWS, 1), clustered(60, 2)
+    Searcher(None, grow(one), index="ivf")
+    gallery = grow(one, two)
+    steps: list[str] = []
+
+    class Killed(BaseException):
+        pass
+
+    def count(call: str, path: Path) -> None:
+        steps.append(call)
+
+    def kill(call: str, path: Path) -> None:
+        steps.append(call)
+        if len(steps) == at:
+            raise Killed
+
+    for at in range(1, 100):  # noqa: B007
+        steps.clear()
+        fsio.HOOKS.append(kill)
+        try:
+            Searcher(None, gallery, index="ivf")
+        except Killed:
+            pass
+        else:
+            break
+        finally:
+            fsio.HOOKS.remove(kill)
+        kept = Searcher(None, gallery, index="kept")
+        assert kept.index is None or kept.index.index.rows == ROWS + 60
+    assert 5 < at < 100
+    assert recall(Searcher(None, gallery, index="kept")) >= 0.99
+
+
+def test_held_out_queries_are_drawn_from_everywhere_and_are_no_rows(grow: Grow) -> None:
+    gallery = grow(clustered(ROWS, 1))
+    view = SharedView(gallery)
+    drawn = held_out.draw(view, 64, 0)
+    rows = gallery.read(0, ROWS)
+    sims = drawn.queries @ rows.T
+    assert sims.max() < 0.999
+    assert (sims.argmax(axis=1) > ROWS // 2).any()
+    np.testing.assert_allclose(drawn.scores[:, 0], sims.max(axis=1), atol=1e-6)
+    part = held_out.answered(SharedView(grow(clustered(ROWS, 1)[:2000])), drawn.queries)
+    whole = held_out.grown(part, SharedView(grow(clustered(ROWS, 1))))
+    assert (whole.rows == drawn.rows).all()
+
+
+def test_recall_may_be_measured_on_queries_of_ones_own(grow: Grow) -> None:
+    own = clustered(31, 5)
+    searcher = Searcher(None, grow(clustered(ROWS, 1)), index="ivf", held_out=own)
+    assert searcher.index is not None
+    record = searcher.index.record
+    assert record.given
+    kept = held_out.read(Place(searcher.view, "ivf").folder / record.held_out)
+    assert (kept.queries == own).all()
+
+
+def test_the_index_follows_size_and_memory() -> None:
+    auto = IndexSettings()
+    assert choice.choose_kind(1000, 512, auto, True)[0] is None
+    assert choice.choose_kind(10**6, 256, auto, True)[0] == "hnsw"
+    assert choice.choose_kind(10**7, 512, auto, True)[0] == "ivf"
+    assert choice.choose_kind(10**6, 256, IndexSettings(memory_budget=1 << 30), True)[0] == "ivf"
+    kind, why = choice.choose_kind(10**6, 256, auto, False)
+    assert kind is None
+    assert "FAISS is not installed" in why
+    assert [choice.lists_for_search(rows) for rows in (1, 100, 3000, 10**6)] == [1, 6, 128, 2048]
+    with pytest.raises(CmcrError, match="no index 'flat'"):
+        IndexSettings("flat")
+
+
+def test_without_faiss_only_an_approximate_search_is_refused(grow: Grow, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = grow(clustered(300, 1))
+
+    def missing() -> Any:
+        raise MissingExtraError("An approximate index needs FAISS, which is not installed.", todo="pip install")
+
+    monkeypatch.setattr(faiss_index, "load_faiss", missing)
+    for kind in ("auto", "exact", "kept"):
+        assert Searcher(None, gallery, index=kind).index is None
+    with pytest.raises(MissingExtraError, match="needs FAISS"):
+        Searcher(None, gallery, index="hnsw")
