@@ -1,4 +1,4 @@
-"""Ask a gallery with a text, a picture, a sound, points or a cache of queries."""
+"""Ask a gallery with texts, pictures, sounds, points, vectors, mixes of them, or a cache of queries."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..cache.errors import CmcrError
 from ..cache.reader import Cache
 from ..trainer.connector import Connector
-from .embed import FLAGS, embed, one_input
-from .queries import Query, cache_queries, query_rows, raw_queries
+from .queries import Query
 from .searcher import Hit, Searcher
-from .shared import SharedView, Vectors, as_cache, as_connector
+from .searching.asking import Entrance, ask
+from .searching.choice import IndexSettings
+from .searching.duplicates import distinct_topk
+from .searching.filters import Filters
+from .shared import Vectors, as_cache, as_connector
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from rich.table import Table
     from typing_extensions import Unpack
 
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     from .encoders.base import Encoder
 
     class Asked(RawInputs, total=False):
-        """One raw input, or a cache of queries with, if wanted, the keys of some of its rows."""
+        """What is asked, and what of the gallery may answer."""
 
         query: Cache | str | Path
         key: str | Sequence[str]
+        vectors: npt.ArrayLike | str | Path
+        mix: str | Sequence[str]
+        where: str | Sequence[str]
+        key_pattern: str
+        caption_contains: str
+        no_duplicates: float
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,10 @@ def search(
     encoder: str | Encoder | None = None,
     device: str | None = None,
     block: int = 16384,
+    index: str | IndexSettings = "kept",
     **asked: Unpack[Asked],
 ) -> SearchResult:
-    """The exact k nearest gallery rows of each query, by cosine in the shared space.
+    """The k nearest gallery rows of each query, by cosine in the shared space.
 
     Parameters
     ----------
@@ -137,10 +145,16 @@ def search(
     device : str, optional
         Where encoder, heads and scores are computed; where the connector is, if not said.
     block : int
-        Gallery rows scored at once; the result does not depend on it.
+        Gallery rows scored at once; the result of an exact search does not depend on it.
+    index : str or IndexSettings
+        ``kept`` (an index that lies beside the gallery and is of its present content, else exact), ``exact``,
+        ``auto``, ``hnsw`` or ``ivf``, which make or grow the index first.
     **asked
-        Exactly one of ``text``, ``image``, ``audio``, ``points`` (one or several) and ``query`` (a cache;
-        ``key=`` picks rows).
+        ``text``, ``image``, ``audio``, ``points`` (one or several, also of several kinds), or ``query`` (a cache;
+        ``key=`` picks rows), ``vectors`` (an array or .npy, of ``space`` or of the shared space), ``mix``
+        (:func:`.searching.mixes.read_mix`). What may answer: ``where``, ``key_pattern``, ``caption_contains``
+        (:class:`.searching.filters.Filters`; always exact), ``no_duplicates`` (the cosine from which a hit is a
+        near-duplicate of a better one and passed over).
 
     Returns
     -------
@@ -153,46 +167,54 @@ def search(
         input.
     """
     loaded = as_connector(connector, device)
+    rest: dict[str, Any] = dict(asked)
+    filters = _filters(rest)
+    distinct = rest.pop("no_duplicates", None)
+    opened = as_cache(gallery)
     # One search passes over the gallery once, so nothing is worth keeping.
-    searcher = Searcher(loaded, as_cache(gallery), block=block, memory_budget=0)
-    queries, vectors = _ask(loaded, space, encoder, dict(asked))
-    return answer(searcher, queries, vectors, k)
+    searcher = Searcher(loaded, opened, block=block, memory_budget=0, index="exact" if filters else index)
+    queries, vectors = ask(Entrance(loaded, opened, space, encoder), rest)
+    return answer(searcher, queries, vectors, k, filters=filters, no_duplicates=distinct)
 
 
-def answer(searcher: Searcher, queries: tuple[Query, ...], vectors: Vectors, k: int) -> SearchResult:
+def _filters(asked: dict[str, Any]) -> Filters:
+    """The filters among what was asked, which they are taken out of."""
+    where = asked.pop("where", None) or ()
+    return Filters(
+        where=(where,) if isinstance(where, str) else tuple(where),
+        key_pattern=asked.pop("key_pattern", None),
+        caption_contains=asked.pop("caption_contains", None),
+    )
+
+
+def answer(
+    searcher: Searcher,
+    queries: tuple[Query, ...],
+    vectors: Vectors,
+    k: int,
+    *,
+    filters: Filters | None = None,
+    no_duplicates: float | None = None,
+) -> SearchResult:
     """Search with vectors (Q, D) of the shared space and say what was asked: for a searcher that is kept warm."""
     gallery = searcher.gallery
-    hits = searcher.search(vectors, k)
-    short = (f"the gallery has {len(gallery):,} rows, fewer than the {k:,} hits asked for",) if k > len(gallery) else ()
+    among = filters.rows(gallery) if filters else None
+    if no_duplicates is None:
+        hits = searcher.hits(*searcher.topk(vectors, k, among))
+    else:
+        hits = searcher.hits(*distinct_topk(searcher, vectors, k, no_duplicates, among))
+    notes = []
+    if filters and among is not None:
+        notes.append(f"{len(among):,} of {len(gallery):,} rows fulfil {filters.describe()}")
+    if k > len(gallery):
+        notes.append(f"the gallery has {len(gallery):,} rows, fewer than the {k:,} hits asked for")
+    if searcher.index is not None:
+        notes.append(searcher.how)
     return SearchResult(
         queries=queries,
         hits=tuple(tuple(line) for line in hits),
         gallery=Path(gallery.path),
         gallery_rows=len(gallery),
         modality=gallery.manifest.modality,
-        notes=short,
+        notes=tuple(notes),
     )
-
-
-def _ask(
-    connector: Connector, space: str | None, encoder: str | Encoder | None, asked: dict[str, Any]
-) -> tuple[tuple[Query, ...], Vectors]:
-    query, key = asked.pop("query", None), asked.pop("key", None)
-    if query is None:
-        if key is not None:
-            raise CmcrError("A key picks rows of a query cache, and none was given.", todo="add --query CACHE")
-        modality, values = one_input(asked)
-        raw: Any = asked
-        return raw_queries(modality, values), embed(connector, space=space, encoder=encoder, **raw)
-    if any(asked.get(flag) is not None for flag in FLAGS):
-        raise CmcrError("A search is asked with a query cache or with a raw input, not both.", todo="drop one of them")
-    cache = as_cache(query)
-    view = SharedView(cache, connector)
-    if space is not None and view.head is not None and space != view.head:
-        raise CmcrError(
-            f"The query cache is in the space {view.head!r}, not in {space!r}.",
-            where=str(cache.path),
-            todo="leave --space out: a cache knows its space",
-        )
-    rows = query_rows(cache, key)
-    return cache_queries(cache, rows), view.rows(np.asarray(rows))

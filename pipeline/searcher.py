@@ -193,19 +193,18 @@ class Searcher:
         scores, rows = self.topk(vectors, k)
         return self.hits(scores, rows)
 
-    def hits(self, scores: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> list[list[Hit]]:
-        """Dress the rows that :meth:`topk` found with what the gallery knows about them."""
-        unique, back = np.unique(rows, return_inverse=True)  # every gallery row is looked up once
-        if not len(unique):
+    def hits(self, scores: Sequence[Scores] | Scores, rows: Sequence[Rows] | Rows) -> list[list[Hit]]:
+        """Dress the rows that :meth:`topk` found with what the gallery knows about them; lines may differ in length."""
+        if not sum(map(len, rows)):
             return [[] for _ in rows]
-        known = self._look_up(unique)
-        back = back.reshape(rows.shape)
+        unique = np.unique(np.concatenate(list(rows)))  # every gallery row is looked up once
+        known = dict(zip(unique.tolist(), self._look_up(unique), strict=True))
         return [
             [
-                Hit(rank=n + 1, score=float(score), row=int(unique[at]), **known[at])
-                for n, (score, at) in enumerate(zip(line, places, strict=True))
+                Hit(rank=n + 1, score=float(score), row=row, **known[row])
+                for n, (score, row) in enumerate(zip(line, numbers.tolist(), strict=True))
             ]
-            for line, places in zip(scores, back, strict=True)
+            for line, numbers in zip(scores, rows, strict=True)
         ]
 
     def _look_up(self, rows: npt.NDArray[np.int64]) -> Sequence[dict[str, Any]]:

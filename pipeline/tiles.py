@@ -177,7 +177,7 @@ def cloud_tile(points: npt.NDArray[np.float32], size: int, limit: int = 4096) ->
 
 def item_tile(modality: str, path: Path | None, text: str | None, size: int) -> Image:
     """The picture of one item; a neutral square that says why, where there is nothing to show."""
-    if modality == "text":
+    if modality in ("text", "mix", "vector"):
         return words_tile(text, size) if text else words_tile("no text stored", size, muted=True)
     kind = {"image": "image", "audio": "sound", "pointcloud": "point cloud"}[modality]
     if path is None or not path.is_file():

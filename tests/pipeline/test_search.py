@@ -119,7 +119,6 @@ def test_odd_questions_get_one_clear_line(
     (tmp_path / "no-picture.jpg").write_bytes(b"these are no pixels")
     cases: list[tuple[type[CmcrError], str, dict[str, Any]]] = [
         (CmcrError, "none was given", {}),
-        (CmcrError, "text, image", {"text": "a", "image": "b.jpg"}),
         (CmcrError, "no input called 'txt'", {"txt": "a"}),
         (CmcrError, "is empty", {"text": "  ", "encoder": text}),
         (CmcrError, "list of text queries is empty", {"text": [], "encoder": text}),
