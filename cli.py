@@ -114,7 +114,12 @@ def encode(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Items at once; halved when memory runs out.")] = 64,
     precision: Precision = "fp32",
-    workers: Annotated[int, typer.Option("--workers", help="Threads that decode; 0: by the machine.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Threads that decode (0: by the machine); with --worker: how many workers.")
+    ] = 0,
+    worker: Annotated[
+        str | None, typer.Option("--worker", help="Every N-th shard, from I on; auto: by RANK, SLURM_PROCID, ...")
+    ] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", help="Rows in a shard.")] = 8192,
     dtype: Annotated[str, typer.Option("--dtype", help="Stored type: float16 or float32.")] = "float16",
     overwrite: Overwrite = False,
@@ -129,21 +134,29 @@ def encode(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Encode a corpus into a cache; run it again to resume, or with new input to append."""
+    """Encode a corpus into a cache; run it again to resume or append, several times at once to share the work."""
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     from .pipeline import terminal
     from .pipeline.encode import encode as run
     from .pipeline.encode import plan_encode
     from .pipeline.progress import RichProgress
+    from .pipeline.stopping import stopping
 
+    if worker is not None:
+        from .pipeline.cluster.ranks import worker_of
+
+        settings["worker"], settings["workers"] = worker_of(worker, workers, os.environ)
     inputs = [*input, *(more or ())]
     if dry_run:
         plan = plan_encode(inputs, output, **settings)
         _show(terminal.dry_run_lines(plan), plan.to_json(), json)
         return
-    with _maybe(quiet or json, lambda: RichProgress(f"encode {modality}")) as progress:
-        report = run(inputs, output, progress=progress, **settings)
+    with stopping() as stop, _maybe(quiet or json, lambda: RichProgress(f"encode {modality}")) as progress:
+        report = run(inputs, output, progress=progress, stop=stop, **settings)
     _show(terminal.encode_lines(report), report.to_json(), json)
+    if report.unfinished:
+        _say(f"stopped with {report.unfinished} shards to do; run the same command again to go on")
+        raise typer.Exit(stop.exit_code)
 
 
 _NOT_SETTINGS = {"output", "input", "more", "dry_run", "quiet", "json"}
@@ -328,24 +341,47 @@ def search(
     points: Annotated[list[Path] | None, typer.Option("--points", help="Ask with a point cloud; may repeat.")] = None,
     query: Annotated[Path | None, typer.Option("--query", help="Ask with the rows of a cache.")] = None,
     key: Annotated[list[str] | None, typer.Option("--key", help="Only these rows of --query; may repeat.")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option("--vectors", help="Ask with a .npy, of --space or of the shared space.")
+    ] = None,
+    mix: Annotated[
+        list[str] | None, typer.Option("--mix", help="Weighted: 'audio:rain.wav + text:at night*0.5 - text:people'.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", help="Only rows whose meta fulfils 'FIELD >= VALUE'; may repeat.")
+    ] = None,
+    key_pattern: Annotated[str | None, typer.Option("--key-pattern", help="Only keys like this: 'day/*'.")] = None,
+    caption_contains: Annotated[
+        str | None, typer.Option("--caption-contains", help="Only rows with these words in the caption.")
+    ] = None,
+    no_duplicates: Annotated[
+        float | None, typer.Option("--no-duplicates", help="Pass over hits this close (cosine) to a better one.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", help="Hits for each query.")] = 10,
+    index: Annotated[str, typer.Option("--index", help="kept, exact, or made first: auto, hnsw, ivf.")] = "kept",
     space: Annotated[str | None, typer.Option("--space", help="Where two spaces have the modality.")] = None,
     encoder: Encoder = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Also draw a contact sheet (PNG).")] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Also write a page (HTML) with sounds to play.")] = None,
+    output_format: Annotated[str, typer.Option("--format", help="table, json, jsonl or csv.")] = "table",
     json: Json = False,
 ) -> None:
-    """Search a gallery by text, picture, sound, point cloud or cached vectors."""
-    from .pipeline.contact_sheet import contact_sheet
+    """Search a gallery by text, picture, sound, point cloud, vectors, a mix of them or a cache of queries."""
     from .pipeline.search import search as run
+    from .pipeline.searching.outputs import checked_format, printed, write_pictures
 
-    asked = {"text": text, "image": image, "audio": audio, "points": points, "query": query, "key": key}
-    given: Any = {name: value for name, value in asked.items() if value}
-    result = run(connector, gallery, k=k, space=space, encoder=encoder, device=device, **given)
-    _show([result.table(), *result.notes], result.to_json(), json)
-    if sheet is not None:
-        contact_sheet(result, sheet)
-        _say(f"contact sheet: {sheet}")
+    shape = checked_format("json" if json else output_format)
+    asked = {"text": text, "image": image, "audio": audio, "points": points, "query": query, "key": key, "mix": mix}
+    asked |= {"vectors": vectors, "where": where, "key_pattern": key_pattern, "caption_contains": caption_contains}
+    given: Any = {name: value for name, value in {**asked, "no_duplicates": no_duplicates}.items() if value}
+    result = run(connector, gallery, k=k, space=space, encoder=encoder, device=device, index=index, **given)
+    if shape in ("jsonl", "csv"):
+        typer.echo(printed(result, shape), nl=False)
+    else:
+        _show([result.table(), *result.notes], result.to_json(), shape == "json")
+    for line in write_pictures(result, sheet, page):
+        _say(line)
 
 
 @evaluate_app.command("retrieval")
@@ -660,6 +696,21 @@ def cache_import(
         ]  # fmt: skip
     lines = [line for cache in caches for line in terminal.cache_lines(cache)]
     _show(lines, [terminal.cache_record(cache) for cache in caches], json)
+
+
+@cache_app.command("export")
+def cache_export(
+    cache: CachePath,
+    output: Annotated[Path, typer.Option("--output", help="File to write.")],
+    output_format: Annotated[str, typer.Option("--format", help="npy, parquet or faiss.")] = "npy",
+    since: Annotated[int | None, typer.Option("--since", help="Only rows planned after this generation.")] = None,
+    json: Json = False,
+) -> None:
+    """Write vectors and keys for a vector database: .npy, parquet or a FAISS index."""
+    from .pipeline.export import export_cache
+
+    report = export_cache(cache, output, format=output_format, since=since)
+    _show(report.lines(), report.to_json(), json)
 
 
 @connector_app.command("info")

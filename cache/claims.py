@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from . import marker as markers
-from .lease_files import Claim
 from .leases import Leases
 from .plan import Unit
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from .writer import CacheWriter
 
 Part = tuple[int, int]
+PAUSE = 0.1  # seconds between two looks at whether to stop
 
 
 class Claims:
     """Units that this worker may write, in order; an iterator that claims each as it gives it out.
 
     A unit is given out when its lease is free or expired and its shard is not done. The iterator ends when every unit
-    is done or put aside, so it waits for those that other workers hold, and takes over what they leave. It may run in
-    another thread than the one that calls :meth:`done`.
+    is done or put aside: it waits for those that other workers hold, and takes over what they leave. The taker of units
+    says of each :meth:`done` or :meth:`put_aside`, before asking for the next or from another thread.
 
     Parameters
     ----------
@@ -53,32 +54,40 @@ class Claims:
         self._before = {u.shard: _state(writer, u) for u in self.units} if retry else {}
         self._retry = retry
         self._waiting = waiting
-        self._stopped = threading.Event()
+        self._stopped = False  # a plain flag: a signal handler may set it while this very thread holds a lock
+        self._wake = threading.Event()
+        self._given: dict[int, Unit] = {}
+        self._back: deque[Unit] = deque()
         self._busy: set[int] = set()  # seen in the hands of another worker
         self.unfinished = {unit.shard for unit in self.units}
 
     def __iter__(self) -> Iterator[Unit]:
-        if self._leases is None:
-            for unit in self.units:
-                if self._stopped.is_set():
-                    return
-                yield unit
-            return
-        ahead = deque(self.units)
-        while ahead and not self._stopped.is_set():
-            later: deque[Unit] = deque()
-            while ahead and not self._stopped.is_set():
-                free = self._first_free(ahead, later, self._leases.claims())
-                if free is not None:
-                    yield free
-            ahead = later
-            if ahead and not self._stopped.is_set():
-                self._wait(len(ahead))
+        ahead, later = deque(self.units), deque[Unit]()
+        while not self._stopped:
+            while self._back:
+                later.append(self._back.popleft())
+            free = self._first_free(ahead, later) if self._leases is not None else ahead.popleft() if ahead else None
+            if free is not None:
+                self._given[free.shard] = free
+                yield free
+            elif ahead:
+                continue
+            elif later:
+                self._wait_for_others(len(later))
+                ahead, later = later, deque()
+            elif (
+                self._given and self._leases is not None
+            ):  # what was given out may come back, when this worker is overtaken
+                self._wake.wait(PAUSE)
+                self._wake.clear()
+            elif not self._back:
+                return
 
-    def _first_free(self, ahead: deque[Unit], later: deque[Unit], claims: dict[str, Claim]) -> Unit | None:
+    def _first_free(self, ahead: deque[Unit], later: deque[Unit]) -> Unit | None:
         """Take units from ``ahead`` until one is claimed; None if none is. Those of other workers go to ``later``."""
         assert self._leases is not None
-        while ahead and not self._stopped.is_set():
+        claims = self._leases.claims() if ahead else {}
+        while ahead and not self._stopped:
             unit = ahead.popleft()
             name = markers.shard_name(unit.shard)
             if self._is_done(unit, name in claims):
@@ -100,12 +109,22 @@ class Claims:
             return True
         return unit.shard in self._busy and not claimed  # another worker tried it again, to no avail
 
-    def _wait(self, count: int) -> None:
+    def _wait_for_others(self, count: int) -> None:
         assert self._leases is not None
         if self._waiting is not None:
             self._waiting(count)
             self._waiting = None
-        self._stopped.wait(self._leases.poll)
+        end = time.monotonic() + self._leases.poll
+        while not self._stopped and not self._back and time.monotonic() < end:
+            time.sleep(min(PAUSE, self._leases.poll))
+
+    def is_overtaken(self, unit: Unit) -> bool:
+        """Whether another worker took the unit over before it was begun here; then it is left to that one."""
+        if self._leases is None or self._leases.holds(markers.shard_name(unit.shard)):
+            return False
+        self._back.append(unit)
+        self._release(unit)
+        return True
 
     def done(self, unit: Unit) -> None:
         """The shard of ``unit`` is committed."""
@@ -119,10 +138,12 @@ class Claims:
     def _release(self, unit: Unit) -> None:
         if self._leases is not None:
             self._leases.release(markers.shard_name(unit.shard))
+        self._given.pop(unit.shard, None)
+        self._wake.set()
 
     def stop(self) -> None:
-        """Give out nothing more."""
-        self._stopped.set()
+        """Give out nothing more; may be called from a signal handler."""
+        self._stopped = True
 
 
 def _state(writer: CacheWriter, unit: Unit) -> int | None:

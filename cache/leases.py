@@ -118,6 +118,11 @@ class Leases:
             self._thread.start()
         return True
 
+    def holds(self, name: str) -> bool:
+        """Whether this worker still holds the lease: nobody took it over."""
+        turn, found = self._held.get(name), [t for other, t in claim_files(self.folder) if other == name]
+        return turn is not None and turn == max(found, default=None)
+
     def is_expired(self, claim: Claim) -> bool:
         """Whether its holder is gone: a dead process of this machine, or no new heartbeat for ``seconds``.
 

@@ -166,7 +166,13 @@ class Run:
 
     def _batches(self, batches: Iterable[Batch], claims: Claims) -> None:
         gathered: Gatherer | None = None
+        skipped: Unit | None = None
         for batch in batches:
+            if gathered is None and batch.unit is not skipped and claims.is_overtaken(batch.unit):
+                skipped = batch.unit  # this process was paused for longer than its lease
+            if batch.unit is skipped:
+                skipped = None if batch.last else skipped
+                continue
             if gathered is None:
                 gathered = Gatherer(batch.unit, self._config.dtype, self._encoder.dim)
             if batch.error is not None:

@@ -248,7 +248,8 @@ def test_a_unit_put_aside_ends_the_run_of_its_worker_and_stays_open_for_others(t
             claims.put_aside(unit)
         assert claims.unfinished == {0, 1, 2}
         assert claim_files(tmp_path / "leases") == []
-        assert [unit.shard for unit in Claims(writer, writer.pending())] == [0, 1, 2]
+        again = Claims(writer, writer.pending())
+        assert [again.put_aside(unit) or unit.shard for unit in again] == [0, 1, 2]
 
 
 def test_a_waiting_worker_stops_when_it_is_told(tmp_path, manifest):  # type: ignore[no-untyped-def]

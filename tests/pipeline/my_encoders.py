@@ -96,6 +96,14 @@ class SlowTable(TextTable):
         return super().encode(batch)
 
 
+class PacedTable(SlowTable):
+    """Takes CMCR_TEST_PACE seconds a batch."""
+
+    def encode(self, batch: Sequence[str]) -> Vectors:
+        time.sleep(float(os.environ["CMCR_TEST_PACE"]))
+        return super().encode(batch)
+
+
 class Pixels:
     """Images to their 8 x 8 thumbnail, 192-d."""
 
