@@ -213,7 +213,7 @@ def fit(
         list[str] | None, typer.Option("--space", help="NAME=OVERLAP,BANK; twice, without --config.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="c-mcr, bridge, ridge, procrustes, identity, my.py:M.")
+        str | None, typer.Option("--method", help="weave, c-mcr, ex-mcr, bridge, ridge, procrustes, identity, my.py:M.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Folder of the connector.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the overlap (36).")] = None,
@@ -863,8 +863,10 @@ def _show(lines: Any, record: Any, json: bool) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
+    # A file or a pipe has no width of its own; tables are made for 100 columns.
+    wide = Console() if console.is_terminal else Console(width=max(console.width, 100))
     for line in lines:
-        console.print(line, markup=False) if isinstance(line, str) else Console().print(line)
+        console.print(line, markup=False) if isinstance(line, str) else wide.print(line)
 
 
 def main() -> None:

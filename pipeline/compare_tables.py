@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 # Columns of one printed table of damage, so that it fits the width.
 _ACROSS = 3
+_NAME = 8
 COLUMNS = (
     "kind", "set", "what", "method", "measure", "seeds", "mean", "sd", "low", "high", "chance", "before", "queries",
     "items",
@@ -66,7 +67,7 @@ def _part_table(part: Part) -> Table:
     from rich.table import Table
 
     table = Table()
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", min_width=_NAME)  # never squeezed out by figures
     for measure in part.measures:
         table.add_column(readable(measure), justify="right", no_wrap=True)
     table.add_row("chance", *(f"{100 * part.chance[one]:.1f}" for one in part.measures), style="dim", end_section=True)
@@ -83,7 +84,7 @@ def _damage_table(parts: Sequence[DamagePart]) -> Table:
 
     cells = {name: [percent(part.change[name], signed=True) for part in parts] for name in parts[0].change}
     table = Table()
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", min_width=_NAME)
     for column, part in enumerate(parts):
         width = max(24, *(len(row[column]) for row in cells.values()))
         header = f"{part.name}: {part.task}, {part.queries:,} queries"
