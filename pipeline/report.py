@@ -23,7 +23,7 @@ class Row:
     method: str
     bar: float
     values: tuple[str, ...]
-    role: Literal["", "ours", "bound"] = ""
+    role: Literal["", "ours", "paper", "pairs"] = ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class TaskReport:
     bar_measure: str
     measures: tuple[str, ...]
     rows: tuple[Row, ...]
-    reading: str
+    reading: tuple[str, ...]
     examples_title: str
     examples: tuple[Example, ...]
+    examples_note: str = ""
     curve: str = ""
     curve_caption: str = ""
 

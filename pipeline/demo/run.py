@@ -16,7 +16,7 @@ from ..evaluate import evaluate
 from ..sandbox.corpora import SandboxCorpora, SandboxSizes, write_corpora
 from .page import write_report
 from .results import DemoResult, MethodResult, TaskResult, figures
-from .tasks import TASKS, UPPER_BOUND, Task, corpora_to_encode
+from .tasks import TASKS, TRUE_PAIRS, Task, corpora_to_encode
 
 SIZES = {
     "full": SandboxSizes(captions=8_000, images=1_500, sounds=1_500, clouds=800, evaluation=200, pairs=1_200),
@@ -130,13 +130,19 @@ class _Run:
         return self.output / "caches" / name
 
     def task(self, task: Task) -> TaskResult:
-        """Fit every method and the upper bound, and evaluate them on the held-out objects."""
+        """Fit every method, and C-MCR's projectors on true pairs, and evaluate them on the held-out objects."""
+        from ...trainer.connector import Connector
+
         rows: list[MethodResult] = []
-        with self.stage(task.title, f"fit and evaluate {', '.join(task.methods)} and the upper bound"):
-            for method in (*task.methods, UPPER_BOUND):
+        with self.stage(task.title, f"fit and evaluate {', '.join(task.methods)}, and {TRUE_PAIRS}"):
+            for method in (*task.methods, TRUE_PAIRS):
                 connector = self.fit(task, method)
                 report = evaluate(query=self.cache(task.query), gallery=self.cache(task.gallery), connector=connector)
-                rows.append(MethodResult(method, connector, report, figures(report.there.to_json())))
+                made = Connector.load(connector).info.made_from
+                chose = str(made.get("chosen", {}).get("expert", ""))
+                rows.append(
+                    MethodResult(method, connector, report, figures(report.there.to_json()), made["rows"], chose)
+                )
         chance = rows[0].report
         assert chance is not None
         rows.insert(0, MethodResult("chance", None, None, figures(chance.chance_there.to_json())))
@@ -148,7 +154,7 @@ class _Run:
 
         folder = self.output / "connectors" / task.name / method
         if not (folder / "config.json").exists():
-            spaces = task.spaces(self.cache, bound=method == UPPER_BOUND)
+            spaces = task.spaces(self.cache, paired=method == TRUE_PAIRS)
             settings = task.settings(method, self.seed, TRAINED[self.size])
             fit(space=spaces, output=folder, completions=str(self.output / "caches" / "completions"), **settings)
         return folder
