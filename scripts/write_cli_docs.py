@@ -27,6 +27,7 @@ COMMANDS = (
     ("cache", "info"),
     ("cache", "verify"),
     ("cache", "import"),
+    ("cache", "export"),
     ("connector", "info"),
     ("connector", "import"),
     ("connector", "export"),
