@@ -147,7 +147,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _write_npy(cache: Cache, rows: Rows, path: Path) -> None:
     with _replacing(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), cache.dim)}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header: Any = np.lib.format.write_array_header_1_0
+        write_header(file, header)
         for _, block in _blocks(cache, rows):
             file.write(block.tobytes())
 
