@@ -116,9 +116,8 @@ def fit_lines(result: FitResult) -> list[str]:
 def plan_lines(plan: FitPlan) -> list[str]:
     """What a fit would do."""
     where = plan.output or "no folder yet"
-    course = (
-        f"{plan.epochs} epochs in {plan.steps:,} steps of {plan.batch_size:,} rows" if plan.steps else "closed form"
-    )
+    steps = f"{plan.epochs} epochs in {plan.steps:,} steps of {plan.batch_size:,} rows"
+    course = steps if plan.steps else plan.untimed or "closed form"
     first, second = (space.name for space in plan.spaces)
     only = f"{plan.joined.left_only:,} only in {first}, {plan.joined.right_only:,} only in {second}"
     lines = [f"plan for {where}: {plan.method}, {course}", f"joined {plan.rows:,} rows by key ({only})"]
@@ -133,7 +132,11 @@ def plan_lines(plan: FitPlan) -> list[str]:
     lines.append(f"disk about {size(plan.disk_bytes)}")
     parts = [("completion", plan.completion_seconds), ("fit", plan.fit_seconds)]
     times = [f"{name} about {duration(seconds)}" for name, seconds in parts if seconds]
-    return [*lines, f"time: {', '.join(times) or 'seconds'} ({plan.basis})", "nothing was written"]
+    return [
+        *lines,
+        f"time: {', '.join(times) or ('not known' if plan.untimed else 'seconds')} ({plan.basis})",
+        "nothing was written",
+    ]
 
 
 def _space_line(space: SpacePlan) -> str:

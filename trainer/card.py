@@ -106,6 +106,10 @@ def describe_head(spec: ProjectorSpec) -> str:
         return f"Linear {spec.dim_in}-{spec.dim_in}, then two MLPs: {mlps}, BN after each layer, ReLU inside"
     if spec.kind == "mlp":
         return f"Linear {spec.dim_in}-{spec.hidden}, BN, ReLU, Linear {spec.hidden}-{spec.dim_out}, BN"
+    if spec.core is not None:  # woven
+        parts = [describe_head(spec.core), f"hubness against {spec.hubs:,} rows" if spec.hubs else ""]
+        parts.append("the source vectors beside it" if spec.other else "")
+        return "minus the nearest mean; " + "; ".join(part for part in parts if part)
     return f"softmax over {spec.rows:,} overlap items at scale {spec.scale:g}" + (f", {centring}" if centring else "")
 
 
@@ -135,9 +139,12 @@ Input vectors are normalised first. Loading needs torch, safetensors and numpy a
 def _source_spaces(connector: Connector) -> str:
     """What each head does to comparisons inside its own space."""
     kinds = {name: connector.heads[name].spec.kind for name in connector.spaces}
+    beside = [f"`{name}`" for name in connector.spaces if connector.heads[name].spec.other]
     kept = [f"`{name}`" for name in connector.kept]
     linear = [f"`{name}`" for name, kind in kinds.items() if kind == "affine"]
-    changed = [f"`{name}`" for name, kind in kinds.items() if kind not in ("identity", "affine")]
+    changed = [
+        f"`{name}`" for name, kind in kinds.items() if kind not in ("identity", "affine") and f"`{name}`" not in beside
+    ]
     lines = ["## What projection does to the source spaces", ""]
     if kept:
         lines.append(f"Kept as they are: {_listed(kept)}. Existing vectors and indexes work untouched.")
@@ -145,6 +152,12 @@ def _source_spaces(connector: Connector) -> str:
         lines.append(
             f"Through a linear map: {_listed(linear)}. Comparisons inside such a space stay the same where the map is "
             "orthogonal and nothing is subtracted; a centring mean and a ridge map change them."
+        )
+    if beside:
+        lines.append(
+            f"Preserved: {_listed(beside)}. The source vectors stand beside the shared part: cosines inside such a "
+            "space are a half to three quarters theirs, a quarter the shared part's. `cmcr evaluate` measures "
+            "what that changes."
         )
     if changed:
         lines.append(

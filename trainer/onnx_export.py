@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from ..cache.errors import ConnectorError, MissingExtraError
 from ..cache.fsio import make_folder, naming_folder, write_atomic
 from .connector import Connector
-from .projectors import Bridge, Projector
+from .projectors import Bridge, Projector, Woven
 
 INPUT, OUTPUT = "vectors", "shared"
 OPSET = 18
@@ -23,19 +24,36 @@ class _Head(nn.Module):
 
     def __init__(self, head: Projector) -> None:
         super().__init__()
-        self.head = head
+        self.head = _traceable(head)
 
     def forward(self, vectors: Tensor) -> Tensor:
         rows = F.normalize(vectors, dim=1)  # (N, D_in)
-        rows = _dense(self.head, rows) if isinstance(self.head, Bridge) else self.head(rows)
-        return F.normalize(rows, dim=1)  # (N, D)
+        return F.normalize(self.head(rows), dim=1)  # (N, D)
 
 
-def _dense(head: Bridge, rows: Tensor) -> Tensor:
+def _traceable(head: Projector) -> nn.Module:
+    """The head, or one that computes the same without blocks of a bridge."""
+    if isinstance(head, Bridge):
+        return _Dense(head)
+    if isinstance(head, Woven) and isinstance(head.core, Bridge):
+        dense = _Dense(head.core)
+        head = copy.deepcopy(head)
+        head.core = dense  # type: ignore[assignment]
+    return head
+
+
+class _Dense(nn.Module):
     """A bridge without its blocks, whose number would be fixed at export."""
-    if head.mean is not None:
-        rows = F.normalize(rows - head.mean, dim=1)
-    return torch.softmax(head.spec.scale * (rows @ head.keys.T), dim=1) @ head.values
+
+    def __init__(self, head: Bridge) -> None:
+        super().__init__()
+        self.bridge = head
+
+    def forward(self, rows: Tensor) -> Tensor:
+        head = self.bridge
+        if head.mean is not None:
+            rows = F.normalize(rows - head.mean, dim=1)
+        return torch.softmax(head.spec.scale * (rows @ head.keys.T), dim=1) @ head.values  # (N, D)
 
 
 def export_onnx(connector: Connector, path: str | Path, space: str | None = None) -> Path:

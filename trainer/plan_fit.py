@@ -100,6 +100,8 @@ class FitPlan:
         None where nothing can be timed.
     basis : str
         Where the times come from.
+    untimed : str
+        What a method that does not say beforehand what it trains does, in its own words; empty for the others.
     """
 
     method: str
@@ -118,6 +120,7 @@ class FitPlan:
     completion_seconds: float | None
     fit_seconds: float | None
     basis: str
+    untimed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -156,6 +159,7 @@ def plan_fit(
     completing = sum(_completion_seconds(plan, pairs, space, str(device)) for space in spaces if space.to_complete)
     joined = Batches(pairs.N, plan.fit.batch_size, plan.fit.seed)  # what a trial holds
     step = _step_seconds(trial, joined, plan.fit) if trial else None
+    untimed = _untimed(method, plan.fit)
     return FitPlan(
         method=plan.fit.method,
         output="" if folder is None else str(folder),
@@ -172,7 +176,8 @@ def plan_fit(
         disk_bytes=_disk(spaces, parameters, watched=plan.validation is not None),
         completion_seconds=completing,
         fit_seconds=None if step is None else step * (steps - resumes_at),
-        basis=_basis(spaces, device, trial is not None),
+        basis=_basis(spaces, device, trial is not None, untimed),
+        untimed=untimed,
     )
 
 
@@ -183,6 +188,12 @@ def _trial(method: Method, pairs: Pairs, settings: FitSettings, device: torch.de
         return None
     stand_in = {name: pairs.overlap[name] if pairs.bank[name] is not None else None for name in pairs.names}
     return make(replace(pairs, completed=stand_in), settings, device)
+
+
+def _untimed(method: Method, settings: FitSettings) -> str:
+    """What a method says of work that is not planned (``untimed``), as weave does; empty for others."""
+    say: Callable[..., str] | None = getattr(method, "untimed", None)
+    return "" if say is None else say(settings)
 
 
 def _trained_rows(method: Method, pairs: Pairs, settings: FitSettings) -> int:
@@ -294,10 +305,12 @@ def _dim(trial: Objective | None, pairs: Pairs) -> int | None:
     return None if heads is None else int(heads[pairs.names[0]].spec.dim_out)
 
 
-def _basis(spaces: tuple[SpacePlan, ...], device: torch.device, trained: bool) -> str:
+def _basis(spaces: tuple[SpacePlan, ...], device: torch.device, trained: bool, untimed: str) -> str:
     parts = [f"{_TIMED_STEPS} timed steps"] if trained else []
     if any(space.to_complete for space in spaces):
         parts.append("a timed tile of the exact completion")
     if not parts:
+        if untimed:
+            return "nothing was timed"
         return "nothing was timed: the method is computed in closed form"
     return f"from {' and '.join(parts)} on {device}"

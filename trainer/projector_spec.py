@@ -99,8 +99,12 @@ class ProjectorSpec:
                 todo="take the connector from its source again, or read it with a newer cmcr",
             )
         core = record.get("core")
-        if core is not None and (not isinstance(core, dict) or core.get("kind") == "woven"):
-            raise ConnectorError("the core of a projector is not a description of one", where=repr(core)[:200])
+        if core is not None and (record["kind"] != "woven" or not isinstance(core, dict) or core.get("core")):
+            raise ConnectorError(  # before anything is built: how deep descriptions nest is the file's choice
+                "only a woven projector has a core, and the core is the description of a simple one",
+                where=f"kind {record['kind']!r}",
+                todo="take the connector from its source again, or fit it again",
+            )
         return cls(**{**record, "core": None if core is None else cls.from_json(core)})
 
 
@@ -147,13 +151,15 @@ def _woven_problem(spec: ProjectorSpec) -> str | None:
     """The first thing wrong with the description of a woven head, or None."""
     if not isinstance(spec.core, ProjectorSpec) or spec.core.dim_in != spec.dim_in:
         return "its core is missing, or takes rows of another width"
+    if spec.core.kind == "woven":
+        return "its core is a woven head itself"
     if not _is_count(spec.means):
         return f"means is {spec.means!r}, not a positive number"
     for name in ("hubs", "other"):
         value = getattr(spec, name)
         if value != 0 and not _is_count(value):
             return f"{name} is {value!r}, neither zero nor a positive number"
-    if isinstance(spec.side, bool) or spec.side not in (0, 1):
+    if not isinstance(spec.side, int) or isinstance(spec.side, bool) or spec.side not in (0, 1):
         return f"side is {spec.side!r}, neither 0 nor 1"
     if spec.bare and (spec.hubs or spec.other or spec.side):
         return "a bare head has no hubs, no side and no private part"

@@ -165,23 +165,24 @@ class Woven(Projector):
         self.register_buffer("hubs", torch.zeros(spec.hubs, spec.core.dim_out) if spec.hubs else None)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Unit rows (B, d) of the core, from rows (B, D_in) minus the nearest of the stored means."""
-        nearest = torch.cdist(x, self.means).argmin(dim=1)  # (B,)
+        """Unit rows (B, d) of the core, from unit rows (B, D_in) minus the nearest of the stored means."""
+        # |x - m|^2 without |x|^2, which is the same for every mean
+        nearest = (self.means.square().sum(dim=1) - 2 * (x @ self.means.T)).argmin(dim=1)  # (B,)
         return F.normalize(self.core(F.normalize(x - self.means[nearest], dim=1)), dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows (B, D_in) to unit rows (B, D_out)."""
+        """Unit rows (B, D_in) to unit rows (B, D_out); a bare head sends a vector that equals its mean to zero."""
         parts = [self.shared(x)]
         if self.spec.bare:
             return parts[0]
         if self.hubs is not None:
             near = (parts[0] @ self.hubs.T).topk(min(self.NEIGHBOURS, len(self.hubs)), dim=1).values  # (B, k)
-            penalty, one = -0.5 * near.mean(dim=1, keepdim=True), x.new_ones(len(x), 1)
+            penalty, one = -0.5 * near.mean(dim=1, keepdim=True), x.new_ones(x.shape[0], 1)
             parts += [one, penalty] if self.spec.side == 0 else [penalty, one]  # z1 . z2 = g1 . g2 - h1/2 - h2/2
         z = self.SHARE**0.5 * torch.cat(parts, dim=1)  # (B, d)
         rest = (1 - z.square().sum(dim=1, keepdim=True)).clamp_min(0).sqrt()  # |z|^2 is at most 2.25 SHARE
         own = rest * x if self.spec.other else rest
-        blank = x.new_zeros(len(x), self.spec.other or 1)
+        blank = x.new_zeros(x.shape[0], self.spec.other or 1)
         return torch.cat([z, own, blank] if self.spec.side == 0 else [z, blank, own], dim=1)
 
 

@@ -96,3 +96,25 @@ def test_c_mcr_at_its_defaults_on_the_whole_kit(recipes: dict[str, Path]) -> Non
     assert 0.38 < full.figures["c-mcr"]["macro_mAP"].mean < 0.48
     sounds = next(part for part in figures.damage if part.name == "ESC-50")
     assert sounds.change["c-mcr"].high < 0  # the paper's method costs its source spaces
+
+
+def test_weave_without_training_finds_photographs_for_captions(recipes: dict[str, Path]) -> None:
+    made = compare(load_recipe(recipes["clip_minilm"], ["compare.weave.options.steps=0"]), methods=["weave"])
+    assert made.ok
+    assert means(made, "captions", False, "R@1")["weave"] >= 31  # 32.0; Procrustes 27.6
+    assert means(made, "captions", True, "R@1")["weave"] >= 29.5  # 30.6; Procrustes 19.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_weave_at_its_defaults_reaches_what_it_promises_on_the_whole_kit(recipes: dict[str, Path]) -> None:
+    photographs = compare(recipes["audio_image"], methods=["weave"])
+    captions = compare(recipes["clip_minilm"], methods=["weave"])
+    assert photographs.ok
+    assert captions.ok
+    assert means(photographs, "core", False, "macro_mAP")["weave"] >= 82
+    assert means(photographs, "full", False, "macro_mAP")["weave"] >= 68
+    assert means(captions, "captions", False, "R@1")["weave"] >= 32
+    assert means(captions, "captions", True, "R@1")["weave"] >= 30
+    damage = {part.name: part.change["weave"].mean for part in photographs.figures.damage}
+    assert min(damage[name] for name in ("photographs", "ESC-50", "animals")) > -0.02  # zero-shot top-1

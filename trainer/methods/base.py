@@ -60,9 +60,10 @@ class FitRun(Protocol):
 class Method(Protocol):
     """A way to make a connector from cached vectors. Any object with these members is a method.
 
-    Two members more are optional. ``needs_completion = True`` asks for the completion of each overlap from its bank
+    Three members more are optional. ``needs_completion = True`` asks for the completion of each overlap from its bank
     before ``fit``, which fills ``pairs.completed``; without it nothing is completed. ``seeded = False`` says that the
     seed decides nothing, or only which rows are sampled, so that ``cmcr compare`` fits the method once.
+    ``untimed(settings)`` says in words what a dry run neither counts nor times.
     """
 
     name: str

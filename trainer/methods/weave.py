@@ -8,16 +8,16 @@ a space go on as before. ``docs/method.md`` 10.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field
 
-from ..projector_spec import woven_width
-from ..projectors import Projector, ProjectorSpec, Woven, build_projector, identity
+from ...cache.errors import RecipeError
+from ..projectors import Projector, identity
 from ..weave.criterion import choose, hold_out, score
 from ..weave.data import WeaveData, weave_data
 from ..weave.experts import Expert, anchors, linear, untrained
+from ..weave.heads import bare, woven
 from ..weave.hubs import hub_rows
 from ..weave.trained import TrainingPlan, trained
 from .base import FitRun, Options, parse_options
@@ -25,6 +25,9 @@ from .base import FitRun, Options, parse_options
 if TYPE_CHECKING:
     from ..pairs import Pairs
     from ..settings import FitSettings
+
+Power = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, lt=1e6)]
 
 
 class WeaveOptions(Options):
@@ -35,22 +38,22 @@ class WeaveOptions(Options):
     rows, bank_rows : int
         Seeded samples of larger overlaps and banks.
     powers : tuple of float
-        Shrinkage of the linear map.
+        Shrinkage of the linear map, 0 to 1; an empty one leaves the linear candidates out.
     scales, whitens : tuple of float
-        Inverse temperatures of the walk over anchors, and powers of whitening.
+        Inverse temperatures of the walk over anchors, and powers of whitening, 0 to 1; an empty one leaves them out.
     anchors : int
         Anchors kept; each adds about 3 (D1 + D2) · 4 bytes to the connector.
     steps, batch_size : int
         Length of the training; 0 steps leave the trained candidate out.
     preserve : bool
-        Set the source vectors beside the shared part (D1 + D2 dimensions more).
+        Set the source vectors beside the shared part (D1 + D2 dimensions more). Without meaning beside ``keep``.
     """
 
     rows: int = Field(default=65536, ge=16)
     bank_rows: int = Field(default=16384, ge=16)
-    powers: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)
-    scales: tuple[float, ...] = (12.0, 17.0, 25.0)
-    whitens: tuple[float, ...] = (0.5, 1.0)
+    powers: tuple[Power, ...] = (0.0, 0.1, 0.25, 0.5)
+    scales: tuple[Scale, ...] = (12.0, 17.0, 25.0)
+    whitens: tuple[Power, ...] = (0.5, 1.0)
     anchors: int = Field(default=4096, ge=16)
     steps: int = Field(default=300, ge=0)
     batch_size: int = Field(default=1024, ge=2)
@@ -63,8 +66,19 @@ class Weave:
     name = "weave"
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
-        """Woven heads of both spaces; with ``keep``, one bare head into the kept space and its identity."""
-        options = parse_options(WeaveOptions, settings, self.name)
+        """Woven heads of both spaces; with ``keep``, one bare head into the kept space and its identity.
+
+        The trained candidate is trained on the device of the settings, everything else is computed on the CPU. In
+        memory are the samples of ``rows`` and ``bank_rows``, a few copies of the first, and blocks.
+
+        Raises
+        ------
+        RecipeError
+            An option is out of range, or the options leave no candidate.
+        FitError
+            A space without a bank, too few joined rows, or vectors that are all the same.
+        """
+        options = _options(settings)
         data = weave_data(pairs, options.rows, options.bank_rows, settings.seed)
         kept = None if settings.keep is None else pairs.names.index(settings.keep)
         held = hold_out(data, settings.seed)
@@ -89,10 +103,32 @@ class Weave:
         )
         if kept is not None:
             return {
-                side.name: _bare(winner, data, i) if i != kept else identity(side.dim)
+                side.name: bare(winner.cores[i], side) if i != kept else identity(side.dim)
                 for i, side in enumerate(data.sides)
             }
-        return {side.name: _woven(winner, data, i, hubs, options.preserve) for i, side in enumerate(data.sides)}
+        return {
+            side.name: woven(winner.cores[i], data.sides, i, None if hubs is None else hubs[i], options.preserve)
+            for i, side in enumerate(data.sides)
+        }
+
+    def untimed(self, settings: FitSettings) -> str:
+        """What a dry run says of this method, which it neither counts nor times."""
+        options = _options(settings)
+        count = len(options.powers) + len(options.scales) * len(options.whitens)
+        trained = f", and one is trained for about {options.steps:,} steps" if options.steps else ""
+        return f"{count} candidates in closed form{trained}; their memory and time are not planned"
+
+
+def _options(settings: FitSettings) -> WeaveOptions:
+    """The options, which leave a candidate at least."""
+    options = parse_options(WeaveOptions, settings, Weave.name)
+    if not (options.steps or options.powers or (options.scales and options.whitens)):
+        raise RecipeError(
+            "the options of weave leave no candidate to choose",
+            where="fit.options",
+            todo="give steps, powers, or scales with whitens",
+        )
+    return options
 
 
 def _whole(expert: Expert, data: WeaveData, options: WeaveOptions, seed: int, kept: int | None) -> Expert:
@@ -102,37 +138,3 @@ def _whole(expert: Expert, data: WeaveData, options: WeaveOptions, seed: int, ke
     if expert.name == "anchors":
         return anchors(data, **expert.settings, count=options.anchors, seed=seed, kept=kept)
     return expert
-
-
-def _woven(
-    expert: Expert, data: WeaveData, index: int, hubs: tuple[torch.Tensor, torch.Tensor] | None, preserve: bool
-) -> Projector:
-    """The head of one side, from its core."""
-    core, side = expert.cores[index], data.sides[index]
-    other = data.sides[1 - index].dim if preserve else 0
-    count = 0 if hubs is None else len(hubs[index])
-    width = woven_width(core.spec.dim_out, count, side.dim, other)
-    more: dict[str, Any] = {"core": core.spec, "means": 2, "hubs": count, "side": index, "other": other}
-    head = build_projector(ProjectorSpec("woven", side.dim, width, **more))
-    return _filled(head, core, side_means(data, index), None if hubs is None else hubs[index])
-
-
-def _bare(expert: Expert, data: WeaveData, index: int) -> Projector:
-    """The head that leads one side into a kept space: its core on centred input, nothing beside it."""
-    core, side = expert.cores[index], data.sides[index]
-    spec = ProjectorSpec("woven", side.dim, core.spec.dim_out, core=core.spec, means=2, bare=True)
-    return _filled(build_projector(spec), core, side_means(data, index), None)
-
-
-def side_means(data: WeaveData, index: int) -> torch.Tensor:
-    """Means (2, D) of the overlapping modality and of the bank's, in that order."""
-    side = data.sides[index]
-    return torch.stack([side.overlap_mean, side.bank_mean])
-
-
-def _filled(head: Projector, core: Projector, means: torch.Tensor, hubs: torch.Tensor | None) -> Projector:
-    """The head with its core, means and hub rows in place."""
-    assert isinstance(head, Woven)
-    state = {f"core.{name}": value for name, value in core.state_dict().items()} | {"means": means}
-    head.load_state_dict(state if hubs is None else {**state, "hubs": hubs})
-    return head.eval()

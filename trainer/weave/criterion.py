@@ -17,18 +17,18 @@ _MOST_HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
-class Held:
+class Split:
     """Overlap rows to fit on, overlap rows held out, and what is asked of them; row numbers of the data."""
 
     fitted: Tensor
     held_out: Tensor
 
 
-def hold_out(data: WeaveData, seed: int) -> Held:
+def hold_out(data: WeaveData, seed: int) -> Split:
     """A fifth of the overlap, at most a thousand rows, chosen by the seed."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     count = min(_MOST_HELD_OUT, len(data) // 5)
-    return Held(order[count:].sort().values, order[:count].sort().values)
+    return Split(order[count:].sort().values, order[:count].sort().values)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Score:
     error: float
 
 
-def score(expert: Expert, data: WeaveData, held: Held, seed: int) -> Score:
+def score(expert: Expert, data: WeaveData, held: Split, seed: int) -> Score:
     """Mean reciprocal rank, over both spaces, of an item's best overlap item when it is looked for in the other space.
 
     A bank item of space 1 (a real picture, a real sound) resembles one held-out overlap item most, by space 1 alone.

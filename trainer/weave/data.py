@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..pairs import Pairs
 
 _BLOCK = 4096
+_EQUAL = 1e-5  # of unit rows: what is left of equal ones after float32 centring is rounding
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Side:
     ----------
     name : str
     overlap, bank : Tensor
-        Centred unit rows (N, D) and (M, D) float32.
+        Centred unit rows (N, D) and (M, D) float32, on the CPU as all else here.
     overlap_mean, bank_mean : Tensor
         (D,) means of the unit rows before the centring.
     """
@@ -67,12 +68,12 @@ class WeaveData:
 
 
 def weave_data(pairs: Pairs, most_rows: int, most_bank: int, seed: int) -> WeaveData:
-    """Sampled and centred rows of both spaces.
+    """Sampled and centred rows of both spaces: at most ``most_rows`` of the overlap and ``most_bank`` of each bank.
 
     Raises
     ------
     FitError
-        A space has no bank, or the overlap is too small to hold any of it out.
+        A space has no bank, the overlap is too small to hold any of it out, or the vectors of a modality are all equal.
     """
     for name in pairs.names:
         if pairs.bank[name] is None:
@@ -92,7 +93,7 @@ def weave_data(pairs: Pairs, most_rows: int, most_bank: int, seed: int) -> Weave
         assert bank is not None
         overlap = _gathered(source.rows, chosen)
         others = _gathered(bank.rows, sample_rows(len(bank), min(most_bank, len(bank)), seed))
-        (t, t_mean), (x, x_mean) = _centred(overlap), _centred(others)
+        (t, t_mean), (x, x_mean) = _centred(overlap, name, "overlap"), _centred(others, name, "bank")
         sides.append(Side(name, t, x, t_mean, x_mean))
     return WeaveData((sides[0], sides[1]), chosen)
 
@@ -101,10 +102,17 @@ def _gathered(read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]], 
     return torch.cat([torch.from_numpy(read(part)) for part in np.array_split(rows, -(-len(rows) // _BLOCK))])
 
 
-def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows minus their mean, at unit length again, and the mean."""
+def _centred(rows: Tensor, space: str, role: str) -> tuple[Tensor, Tensor]:
+    """Unit rows (N, D) minus their mean, at unit length again, and the mean (D,)."""
     mean = rows.mean(dim=0)
-    return F.normalize(rows - mean, dim=1), mean
+    offsets = rows - mean
+    if float(offsets.norm(dim=1).max()) < _EQUAL:
+        raise FitError(
+            f"the {role} of {space!r} has {len(rows)} vectors, and they are all the same",
+            where=f"space {space!r}",
+            todo="look at that cache with cmcr cache verify; an encoder that fails on every input gives equal vectors",
+        )
+    return F.normalize(offsets, dim=1), mean
 
 
 def complete(queries: Tensor, bank: Tensor, scale: float) -> Tensor:

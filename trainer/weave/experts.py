@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..projectors import Projector, affine, bridge, identity
 from .data import WeaveData, complete
 
 _BLOCK = 4096
+_TINY = 1e-12
 _FLOOR = 1e-3  # of the largest eigenvalue: directions below it are rounding, and are not blown up
 
 
@@ -56,7 +57,7 @@ def linear(data: WeaveData, power: float, kept: int | None = None) -> Expert:
     """
     first, second = (side.overlap for side in data.sides)
     u, s, vt = torch.linalg.svd(first.T @ second, full_matrices=False)
-    root = (s / s[0]) ** (power / 2)
+    root = (s / s[0].clamp_min(_TINY)) ** (power / 2)  # (d,)
     maps = (u * root, vt.T * root)  # (D1, d), (D2, d)
     if kept is None:
         heads = tuple(affine(m.T.contiguous(), None, m.shape[0]) for m in maps)
@@ -66,17 +67,29 @@ def linear(data: WeaveData, power: float, kept: int | None = None) -> Expert:
     return Expert("linear", (heads[0], heads[1]), {"power": power})
 
 
-def anchors(data: WeaveData, scale: float, whiten: float, count: int, seed: int, kept: int | None = None) -> Expert:
-    """Both spaces meet in what a vector resembles: the same anchors, seen from either side.
+def anchor_keys(data: WeaveData, scale: float, count: int, seed: int) -> list[Tensor]:
+    """The anchors, seen in each space: unit rows (M, D1) and (M, D2), M ≤ ``count``.
 
     An anchor is an overlap item together with its completion, (t + x)/‖t + x‖ in each space: the item's neighbourhood
     in *both* modalities, so that a picture is compared with pictures and not across the gap. More than ``count`` are
-    clustered in both spaces at once. A vector becomes Σ_m softmax_m(scale · x·C_m) V_m, with V the anchors of both
-    spaces side by side, its covariance raised to −whiten/2.
+    clustered in both spaces at once.
     """
     points = [F.normalize(side.overlap + complete(side.overlap, side.bank, scale), dim=1) for side in data.sides]
-    keys = points if len(data) <= count else cluster(points, count, seed)
-    values = torch.cat(keys, dim=1) if kept is None else keys[kept]
+    return points if len(data) <= count else cluster(points, count, seed)
+
+
+def anchors(data: WeaveData, scale: float, whiten: float, count: int, seed: int, kept: int | None = None) -> Expert:
+    """The walk over at most ``count`` anchors: :func:`walk` over :func:`anchor_keys`."""
+    return walk(anchor_keys(data, scale, count, seed), scale, whiten, kept)
+
+
+def walk(keys: Sequence[Tensor], scale: float, whiten: float, kept: int | None = None) -> Expert:
+    """Both spaces meet in what a vector resembles: the same anchors, seen from either side.
+
+    A vector becomes Σ_m softmax_m(scale · x·C_m) V_m, with C the anchors of its own space and V those of both spaces
+    side by side (of the kept one alone, where one is kept), centred, their covariance raised to −whiten/2.
+    """
+    values = torch.cat(list(keys), dim=1) if kept is None else keys[kept]
     values = _whitened(values - values.mean(dim=0), whiten)  # (M, D1 + D2), or (M, D_kept)
     heads = tuple(bridge(key, values, None, scale) for key in keys)
     if kept is not None:
@@ -92,7 +105,7 @@ def _placed(kept: int, led: Projector, dim: int) -> tuple[Projector, ...]:
 def _whitened(rows: Tensor, power: float) -> Tensor:
     """Centred rows (M, D) times C^(-power/2), C their covariance."""
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    values = values.clamp_min(float(values[-1]) * _FLOOR)
+    values = values.clamp_min(max(float(values[-1]) * _FLOOR, _TINY))  # (D,)
     scaled: Tensor = rows @ ((vectors * values ** (-power / 2)) @ vectors.T)
     return scaled
 
@@ -123,6 +136,7 @@ def untrained(
     """Every candidate of the two kinds, over their grids."""
     for power in powers:
         yield linear(data, power, kept)
-    for scale in scales:
+    for scale in scales if whitens else ():
+        keys = anchor_keys(data, scale, count, seed)
         for whiten in whitens:
-            yield anchors(data, scale, whiten, count, seed, kept)
+            yield walk(keys, scale, whiten, kept)

@@ -19,19 +19,20 @@ def hub_rows(expert: Expert, data: WeaveData) -> tuple[Tensor, Tensor] | None:
 
     The correction is CSLS (Conneau et al. 2018, arXiv 1710.04087, eq. 3). It presumes that every item of one bank has
     a counterpart in the other; where one bank is broader, the items without counterpart would be lifted. Whether it
-    helps is read off the banks: the skewness of the 10-occurrences (Radovanović et al. 2010, JMLR 11, section 3) has to
-    fall by a tenth at least.
+    helps is read off the banks, as space 1 looks into space 2: the skewness of the 10-occurrences (Radovanović et al.
+    2010, JMLR 11, section 3) has to fall by a tenth at least.
+    Kept are the first rows of each bank's sample.
     """
-    shared = [expert.rows(side, data.sides[side].bank[:_STORED]) for side in (0, 1)]
+    shared = [expert.rows(side, data.sides[side].bank[:_STORED]) for side in (0, 1)]  # (m1, d), (m2, d)
     scores = shared[0][:_JUDGED] @ shared[1][:_JUDGED].T  # (Q, G)
     k = min(_NEIGHBOURS, *scores.shape)
     first, second = (scores.topk(k, dim=dim).values.mean(dim=dim) for dim in (1, 0))
     before, after = skewness(scores), skewness(scores - 0.5 * first[:, None] - 0.5 * second[None, :])
-    return (shared[1], shared[0]) if after < _GAIN * before else None
+    return (shared[1], shared[0]) if before > 0 and after < _GAIN * before else None
 
 
 def skewness(scores: Tensor) -> float:
-    """Skewness of how often each column is among the ten nearest of a row."""
+    """Skewness of how often each column of (Q, G) is among the ten nearest of a row; 0 where all are equally often."""
     near = scores.topk(min(_NEIGHBOURS, scores.shape[1]), dim=1).indices
     counts = torch.bincount(near.flatten(), minlength=scores.shape[1]).double()  # (G,)
     spread = counts - counts.mean()

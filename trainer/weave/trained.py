@@ -16,6 +16,7 @@ from ..methods.cmcr import CmcrObjective, make_heads
 from ..quadruples import Held
 from .data import WeaveData, complete
 from .experts import Expert
+from .heads import bare
 
 if TYPE_CHECKING:
     from ..methods.base import FitRun
@@ -59,7 +60,11 @@ class _CentredPairs:
 
 
 def trained(data: WeaveData, pairs: Pairs, settings: FitSettings, plan: TrainingPlan, run: FitRun) -> Expert:
-    """Two MLPs under the losses of C-MCR (arXiv 2305.14381), resumable as every trained fit is."""
+    """Two MLPs under the losses of C-MCR (arXiv 2305.14381), resumable as every trained fit is.
+
+    Widths, temperatures, rows of a batch and number of steps are those of ``plan``; rate, schedule, noise, weights of
+    the losses, device and precision those of ``settings``. The cores come back on the CPU.
+    """
     batches = Batches(len(data), plan.batch_size, settings.seed)
     width = max(side.dim for side in data.sides)
     own = settings.model_copy(
@@ -77,7 +82,12 @@ def trained(data: WeaveData, pairs: Pairs, settings: FitSettings, plan: Training
     check_precision(device, own.precision)
     centred = cast("Pairs", _CentredPairs(data, pairs, plan.scale))
     objective = CmcrObjective(centred, own, make_heads(centred, own), device)
+    cores = objective.heads
+    # A validation pair brings raw vectors. These heads centre first, and share the tensors that are trained.
+    objective.heads = {
+        side.name: cores[side.name] if side.name == own.keep else bare(cores[side.name], side).to(device)
+        for side in data.sides
+    }
     train(objective, batches, own, run)
-    heads = {name: head.cpu().eval() for name, head in objective.heads.items()}
-    first, second = pairs.names
-    return Expert("trained", (heads[first], heads[second]))
+    first, second = (cores[name].cpu().eval() for name in pairs.names)
+    return Expert("trained", (first, second))
