@@ -34,7 +34,7 @@ class SandboxSizes:
     evaluation : int
         Objects that each have a picture, a sound, a cloud and a caption; no two of them sound alike.
     pairs : int
-        Objects with all four, used for the upper bound alone.
+        Objects with all four, used for the demo's row ``true pairs`` alone.
     """
 
     captions: int = 8_000
