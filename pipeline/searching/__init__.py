@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from ..shared import SharedView as SharedView
+from ...cache.errors import CmcrError as CmcrError

@@ -9,7 +9,6 @@ from .data import WeaveData
 from .experts import Expert
 
 _JUDGED = 3000
-_STORED = 4096
 _NEIGHBOURS = 10
 _GAIN = 0.9
 
@@ -21,10 +20,11 @@ def hub_rows(expert: Expert, data: WeaveData) -> tuple[Tensor, Tensor] | None:
     a counterpart in the other; where one bank is broader, the items without counterpart would be lifted. Whether it
     helps is read off the banks, as space 1 looks into space 2: the skewness of the 10-occurrences (Radovanović et al.
     2010, JMLR 11, section 3) has to fall by a tenth at least.
-    Kept are the first rows of each bank's sample.
+    Kept are all rows of each bank's sample; judged are evenly spread ones of them.
     """
-    shared = [expert.rows(side, data.sides[side].bank[:_STORED]) for side in (0, 1)]  # (m1, d), (m2, d)
-    scores = shared[0][:_JUDGED] @ shared[1][:_JUDGED].T  # (Q, G)
+    shared = [expert.rows(side, data.sides[side].bank) for side in (0, 1)]  # (m1, d), (m2, d)
+    judged = [rows[torch.linspace(0, len(rows) - 1, min(_JUDGED, len(rows))).long()] for rows in shared]
+    scores = judged[0] @ judged[1].T  # (Q, G)
     k = min(_NEIGHBOURS, *scores.shape)
     first, second = (scores.topk(k, dim=dim).values.mean(dim=dim) for dim in (1, 0))
     before, after = skewness(scores), skewness(scores - 0.5 * first[:, None] - 0.5 * second[None, :])

@@ -34,8 +34,8 @@ def world(hub: float) -> tuple[Expert, WeaveData]:
     """Two banks in one space of ten dimensions, in which some rows of the second lie towards the mean of the first."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(n, 10, generator=generator) for n in (180, 150))
-    first += 0.8
-    second[:6] = second[:6] * (1 - hub) + hub * 3
+    first += 0.5
+    second[:15] = second[:15] * (1 - hub) + hub * 1.5
     units = [torch.nn.functional.normalize(rows, dim=1) for rows in (first, second)]
     sides = [
         Side(name, rows[:20], rows, torch.zeros(10), torch.zeros(10)) for name, rows in zip("ab", units, strict=True)
@@ -46,7 +46,7 @@ def world(hub: float) -> tuple[Expert, WeaveData]:
 
 
 def test_hubs_are_corrected_and_the_rows_of_the_other_bank_are_kept_for_it() -> None:
-    expert, data = world(0.9)
+    expert, data = world(0.3)
     found = hub_rows(expert, data)
     assert found is not None
     torch.testing.assert_close(found[0], data.sides[1].bank)
@@ -61,16 +61,14 @@ def test_nothing_is_corrected_where_nothing_is_a_hub() -> None:
     assert hub_rows(expert, level) is None
 
 
-def test_no_more_than_a_few_thousand_rows_are_stored_and_tiny_banks_do(
-    make_data: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_STORED", 10)
-    expert, data = world(0.9)
+def test_the_whole_sample_is_stored_and_tiny_banks_do(make_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_JUDGED", 7)
+    expert, data = world(0.3)
     monkeypatch.setattr(module, "skewness", _falling())
     found = hub_rows(expert, data)
     assert found is not None
-    torch.testing.assert_close(found[0], data.sides[1].bank[:10])
-    torch.testing.assert_close(found[1], data.sides[0].bank[:10])
+    torch.testing.assert_close(found[0], data.sides[1].bank)
+    torch.testing.assert_close(found[1], data.sides[0].bank)
     tiny = make_data(rows=16, banks=(2, 3), dims=(2, 2))  # fewer than ten neighbours
     monkeypatch.setattr(module, "skewness", _falling())
     assert hub_rows(linear(tiny, 0.0), tiny) is not None
