@@ -372,7 +372,15 @@ def search(
     from .pipeline.searching.outputs import checked_format, printed, write_pictures
 
     shape = checked_format("json" if json else output_format)
-    asked = {"text": text, "image": image, "audio": audio, "points": points, "query": query, "key": key, "mix": mix}
+    asked: dict[str, Any] = {
+        "text": text,
+        "image": image,
+        "audio": audio,
+        "points": points,
+        "query": query,
+        "key": key,
+        "mix": mix,
+    }
     asked |= {"vectors": vectors, "where": where, "key_pattern": key_pattern, "caption_contains": caption_contains}
     given: Any = {name: value for name, value in {**asked, "no_duplicates": no_duplicates}.items() if value}
     result = run(connector, gallery, k=k, space=space, encoder=encoder, device=device, index=index, **given)
