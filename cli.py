@@ -597,14 +597,19 @@ def evaluate_damage(
         str | None, typer.Option("--class-label", help="Field of /meta with a class's name; its key if not given.")
     ] = None,
     pairs: Annotated[Path | None, typer.Option("--pairs", help="CSV: query key, gallery key.")] = None,
+    output: ResultFile = None,
+    skip_existing: SkipExisting = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     json: Json = False,
 ) -> None:
     """What projection costs a space: zero-shot top-1 with class names, or retrieval, before and after."""
-    from .pipeline.damage import damage_table
-    from .pipeline.damage import evaluate_damage as run
+    from .pipeline.evaluation.space_damage import evaluate_space_damage as run
 
-    found = run(connector, query, classes=classes, gallery=gallery, label=label, class_label=class_label, pairs=pairs)
-    _show([damage_table([found])], found.to_json(), json)
+    report = run(
+        connector, query, classes=classes, gallery=gallery, label=label, class_label=class_label, pairs=pairs,
+        output=output, device=device, skip_existing=skip_existing,
+    )  # fmt: skip
+    _show([report.table()], report.to_json(), json)
 
 
 @cache_app.command("ls")

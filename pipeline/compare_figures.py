@@ -45,7 +45,8 @@ class Figure:
 class Part:
     """One direction of one evaluation set: figures by method and measure, shares between 0 and 1.
 
-    ``about`` says what is relevant and how ties count.
+    ``about`` says what is relevant and how ties count; ``side`` is there (queries to gallery) or back; ``subject`` is
+    what was evaluated, contents of the caches included.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Part:
     items: int
     chance: Mapping[str, float]
     figures: Mapping[str, Mapping[str, Figure]]
+    side: str
+    subject: Mapping[str, Any]
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -70,7 +73,8 @@ class Part:
 class DamagePart:
     """One look at a source space: what it scored before any projection, and by method what it lost.
 
-    ``after`` and ``change`` are by method; the interval of a change is paired over the queries.
+    ``after`` and ``change`` are by method; the interval of a change is paired over the queries. ``asked`` is what
+    decides the figures beside the method.
     """
 
     name: str
@@ -82,6 +86,7 @@ class DamagePart:
     chance: float
     after: Mapping[str, Figure]
     change: Mapping[str, Figure]
+    asked: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ def _part(reports: Mapping[str, Sequence[SetReport]], side: str) -> Part:
     directions: dict[str, list[Direction]] = {
         name: [getattr(report, side) for report in found] for name, found in reports.items()
     }
-    one, direction = next(iter(reports.values()))[0].set.recipe, next(iter(directions.values()))[0]
+    opened, direction = next(iter(reports.values()))[0].set, next(iter(directions.values()))[0]
+    one = opened.recipe
     measures = direction.measures
     by_chance = direction.chance.to_json()
     return Part(
@@ -132,6 +138,8 @@ def _part(reports: Mapping[str, Sequence[SetReport]], side: str) -> Part:
             name: _figures([[one.per_query(m) for m in measures] for one in found], direction.groups, measures)
             for name, found in directions.items()
         },
+        side=side,
+        subject=opened.subject(),
     )
 
 
@@ -151,6 +159,7 @@ def _damage_part(found: Mapping[str, Sequence[Damage]]) -> DamagePart:
         chance=first.chance,
         after={name: both["after"] for name, both in figures.items()},
         change={name: both["change"] for name, both in figures.items()},
+        asked=first.asked,
     )
 
 

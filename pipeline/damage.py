@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..trainer.ranking import Relevance
 from ..trainer.recipe import Recipe
 from ..trainer.recipe_tables import DamageRecipe
 from .eval_sets import rows_of
+from .evaluation.results import digest_of_file
 from .relevance import read_labels, relevance_of
 from .shared import SharedView, Vectors, as_connector
 
@@ -46,6 +47,9 @@ class Damage:
         What a random order would score.
     answers : int
         Classes or gallery items to choose from.
+    asked : mapping
+        What decides the figures beside the connector: contents of the caches, and what is right. Equal in two results
+        that may be compared.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Damage:
     after: Floats
     chance: float
     answers: int
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def change(self) -> float:
@@ -81,6 +86,7 @@ class Damage:
             "change": self.change,
             "interval": [low, high],
             "chance": self.chance,
+            "asked": dict(self.asked),
         }
 
 
@@ -129,7 +135,13 @@ def _measure(one: DamageRecipe, path: Callable[[str], Path], connector: Connecto
     else:
         relevance = class_relevance(query, answers, one.label or "", one.class_label)
     task = RETRIEVAL if one.classes is None else ZERO_SHOT
-    return inside_one_space(one.name, task, query, answers, relevance, connector)
+    found = inside_one_space(one.name, task, query, answers, relevance, connector)
+    right = {
+        "label": one.label,
+        "class_label": one.class_label,
+        "pairs": None if pairs is None else digest_of_file(pairs),
+    }
+    return replace(found, asked={**found.asked, **right})
 
 
 def evaluate_damage(
@@ -149,13 +161,23 @@ def evaluate_damage(
     RecipeError, CacheError, CmcrError
     """
     given = {"classes": classes, "gallery": gallery, "pairs": pairs, "label": label, "class_label": class_label}
+    return _measure(damage_question(query, **given), Path, as_connector(connector))
+
+
+def damage_question(query: str | Path, **given: str | Path | None) -> DamageRecipe:
+    """A checked ``[[damage]]`` table from its fields; the name is the query's folder.
+
+    Raises
+    ------
+    RecipeError
+        Neither or both of classes and gallery are given, or fields that do not belong together.
+    """
     record = {"name": Path(query).name, "query": str(query), **{k: str(v) for k, v in given.items() if v is not None}}
     try:
-        one = DamageRecipe.model_validate(record)
+        return DamageRecipe.model_validate(record)
     except ValidationError as error:
         what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise RecipeError(what, where="evaluate damage", todo="for example --classes CACHE --label label") from None
-    return _measure(one, Path, as_connector(connector))
 
 
 def class_relevance(query: Cache, classes: Cache, label: str, class_label: str | None = None) -> Relevance:
@@ -192,7 +214,9 @@ def inside_one_space(
     )
     before, after = damage(bare, projected, relevance)
     space = connector.space_of(query.manifest)
-    return Damage(name, space, task, before, after, chance(relevance, ks=(1,)).recall[1], len(answers))
+    by_chance = chance(relevance, ks=(1,)).recall[1]
+    asked = {"query": query.content_id(), "answers": answers.content_id()}
+    return Damage(name, space, task, before, after, by_chance, len(answers), asked)
 
 
 def neighbours_kept(plan: Recipe, space: str, connector: Connector, *, seed: int = 0) -> Damage | None:
@@ -213,11 +237,13 @@ def neighbours_kept(plan: Recipe, space: str, connector: Connector, *, seed: int
     after = connector.project(queries, head), connector.project(gallery, head)
     was, now = damage((queries, gallery), after, relevance, k=10)
     by_chance = chance(relevance, ks=(10,)).recall[10]
-    return Damage(f"{space}, overlap to bank", head, NEIGHBOURS, was, now, by_chance, len(gallery))
+    name, contents = f"{space}, overlap to bank", [cache.content_id() for cache in bank.caches]
+    asked = {"query": overlap.content_id(), "answers": contents, "seed": seed, "most": [_ASKED, _ANSWERS]}
+    return Damage(name, head, NEIGHBOURS, was, now, by_chance, len(gallery), asked)
 
 
-def damage_table(rows: Sequence[Damage]) -> Table:
-    """What projection did to each space, for the terminal; shares in percent."""
+def damage_table(rows: Sequence[Damage | Mapping[str, Any]]) -> Table:
+    """What projection did to each space, or the records of it, for the terminal; shares in percent."""
     from rich.table import Table
 
     table = Table(title="Source-space damage: inside one space, percent", title_justify="left")
@@ -225,9 +251,11 @@ def damage_table(rows: Sequence[Damage]) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("queries", "before", "after", "change [95%]", "chance"):
         table.add_column(name, justify="right")
-    for row in rows:
-        low, high = row.interval
-        change = f"{100 * row.change:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-        shares = [f"{100 * share:.1f}" for share in (row.before.mean(), row.after.mean())]
-        table.add_row(row.name, row.space, row.task, f"{len(row.before):,}", *shares, change, f"{100 * row.chance:.1f}")
+    for one in rows:
+        row = one.to_json() if isinstance(one, Damage) else one
+        low, high = row["interval"]
+        change = f"{100 * row['change']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        shares = [f"{100 * row[name]:.1f}" for name in ("before", "after")]
+        what = (row["name"], row["space"], row["task"], f"{row['queries']:,}")
+        table.add_row(*what, *shares, change, f"{100 * row['chance']:.1f}")
     return table

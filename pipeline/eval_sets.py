@@ -17,6 +17,8 @@ from ..trainer.metrics import RetrievalMetrics, chance, retrieval_metrics
 from ..trainer.ranking import Relevance
 from ..trainer.recipe import Recipe
 from ..trainer.recipe_tables import EvalRecipe
+from .evaluation.intervals import retrieval_intervals, to_json
+from .evaluation.results import digest_of_file, projected_from
 from .relevance import relevance_of
 from .shared import SharedView, Vectors
 
@@ -39,6 +41,8 @@ class EvalSet:
         Rows that take part; all of them when None.
     relevance : Relevance
         Of the rows that take part.
+    pairs_digest : str, optional
+        Hash of the file of pairs.
     """
 
     recipe: EvalRecipe
@@ -47,6 +51,7 @@ class EvalSet:
     query_rows: Ints | None
     gallery_rows: Ints | None
     relevance: Relevance
+    pairs_digest: str | None = None
 
     @classmethod
     def open(cls, plan: Recipe, one: EvalRecipe) -> EvalSet:
@@ -70,10 +75,24 @@ class EvalSet:
                 "Every label that both sides have is named in no_class, so no item would be relevant.",
                 where=f"eval {one.name!r}",
             )
+        digest = None if pairs is None else digest_of_file(pairs)
         if one.distractors:
-            return cls(one, query, gallery, None, None, relevance)
+            return cls(one, query, gallery, None, None, relevance, digest)
         query_rows, gallery_rows, inner = without_distractors(relevance)
-        return cls(one, query, gallery, query_rows, gallery_rows, inner)
+        return cls(one, query, gallery, query_rows, gallery_rows, inner, digest)
+
+    def subject(self) -> dict[str, Any]:
+        """What is evaluated, JSON-able; results that agree in it, names apart, may be compared."""
+        one = self.recipe
+        return {
+            "relevant": rule(one),
+            "ties": one.ties,
+            "distractors": one.distractors,
+            "no_class": list(one.no_class),
+            **({} if self.pairs_digest is None else {"pairs": self.pairs_digest}),
+            "query": _side(self.query, self.query_rows),
+            "gallery": _side(self.gallery, self.gallery_rows),
+        }
 
     @property
     def title(self) -> str:
@@ -168,11 +187,7 @@ class SetReport:
         one = self.set.recipe
         return {
             "name": one.name,
-            "relevant": rule(one),
-            "ties": one.ties,
-            "distractors": one.distractors,
-            "query": _side(self.set.query, self.set.query_rows),
-            "gallery": _side(self.set.gallery, self.set.gallery_rows),
+            **self.set.subject(),
             "query_to_gallery": _figures(self.there),
             "gallery_to_query": _figures(self.back),
         }
@@ -246,7 +261,8 @@ def without_distractors(relevance: Relevance) -> tuple[Ints, Ints, Relevance]:
 
 
 def _figures(direction: Direction) -> dict[str, Any]:
-    return {**direction.metrics.to_json(), "chance": direction.chance.to_json()}
+    figures = {**direction.metrics.to_json(), "chance": direction.chance.to_json()}
+    return {**figures, "interval": to_json(retrieval_intervals(direction.metrics, direction.classes))}
 
 
 def _cells(figures: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
@@ -262,6 +278,7 @@ def _side(cache: Cache, rows: Ints | None) -> dict[str, Any]:
     return {
         "name": _folder(cache),
         "content": cache.content_id(),
+        "projected_from": projected_from(manifest),
         "rows": len(cache) if rows is None else len(rows),
         "space": manifest.space_name,
         "space_id": manifest.space_id,

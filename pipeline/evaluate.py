@@ -13,6 +13,7 @@ from ..trainer.connector import Connector
 from ..trainer.device import resolve_device
 from ..trainer.metrics import RetrievalMetrics, both_directions, chance
 from ..trainer.ranking import Relevance
+from .evaluation.intervals import HOW, Intervals, from_json, retrieval_intervals, to_json
 from .evaluation.results import check_place, digest_of_file, existing_result, subject, write_result
 from .evaluation.rows import check_one_space, shared_rows
 from .relevance import relevance_of
@@ -75,8 +76,8 @@ class RetrievalSettings:
 class RetrievalReport:
     """The figures of one retrieval evaluation, both directions, with what a random order would score.
 
-    ``there`` is queries to gallery, ``back`` gallery to queries; ``record`` says what was evaluated, without times and
-    absolute paths.
+    ``there`` is queries to gallery, ``back`` gallery to queries, each with the 95% bootstrap intervals of its measures
+    over its queries; ``record`` says what was evaluated, without times and absolute paths.
     """
 
     there: RetrievalMetrics
@@ -84,6 +85,8 @@ class RetrievalReport:
     chance_there: RetrievalMetrics
     chance_back: RetrievalMetrics
     record: Mapping[str, Any]
+    interval_there: Intervals
+    interval_back: Intervals
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,11 +101,15 @@ class RetrievalReport:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record; equal input gives equal content."""
-        return {
-            **self.record,
-            "query_to_gallery": {**self.there.to_json(), "chance": self.chance_there.to_json()},
-            "gallery_to_query": {**self.back.to_json(), "chance": self.chance_back.to_json()},
+        sides = (
+            ("query_to_gallery", self.there, self.chance_there, self.interval_there),
+            ("gallery_to_query", self.back, self.chance_back, self.interval_back),
+        )
+        figures = {
+            name: {**side.to_json(), "chance": by_chance.to_json(), "interval": to_json(interval)}
+            for name, side, by_chance, interval in sides
         }
+        return {**self.record, "intervals": HOW, **figures}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RetrievalReport:
@@ -110,8 +117,10 @@ class RetrievalReport:
         sides = [record["query_to_gallery"], record["gallery_to_query"]]
         there, back = (RetrievalMetrics.from_json(side) for side in sides)
         random_there, random_back = (RetrievalMetrics.from_json(side["chance"]) for side in sides)
-        rest = {name: value for name, value in record.items() if name not in ("query_to_gallery", "gallery_to_query")}
-        return cls(there, back, random_there, random_back, rest)
+        own = ("query_to_gallery", "gallery_to_query", "intervals")
+        rest = {name: value for name, value in record.items() if name not in own}
+        interval_there, interval_back = (from_json(side["interval"]) for side in sides)
+        return cls(there, back, random_there, random_back, rest, interval_there, interval_back)
 
     def table(self) -> Table:
         """The figures as a table for the terminal; shares in percent."""
@@ -218,6 +227,8 @@ def _measure(
         chance_there=chance(relevant, ks=chosen.ks),
         chance_back=chance(relevant.transposed(), ks=chosen.ks),
         record=record,
+        interval_there=retrieval_intervals(there, relevant.query_groups),
+        interval_back=retrieval_intervals(back, relevant.transposed().query_groups),
     )
 
 

@@ -16,12 +16,13 @@ from ..trainer.recipe import Recipe, load_recipe
 from ..trainer.run_folder import EVALS
 from .damage import Damage, damage_table, measure_damage, neighbours_kept
 from .eval_sets import EvalSet, SetReport
+from .evaluation.intervals import HOW
 from .shared import as_connector, connector_fingerprint
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FORMAT, VERSION = "cmcr-recipe-evaluation", 2
+FORMAT, VERSION = "cmcr-recipe-evaluation", 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class RecipeReport:
             "format": FORMAT,
             "version": VERSION,
             "connector": {"fingerprint": fingerprint, "method": method},
+            "intervals": HOW,
             "evals": [report.to_json() for report in self.sets],
             "damage": [one.to_json() for one in self.damage],
             "versions": {"cmcr": __version__, "torch": version("torch"), "numpy": version("numpy")},

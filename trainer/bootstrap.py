@@ -50,7 +50,8 @@ def bootstrap(
         raise CmcrError(f"no interval from {len(table)} queries, {draws} draws, level {level}")
     rng = np.random.default_rng(seed)
     every = np.zeros(len(table), np.int64) if groups is None else groups
-    members = [np.flatnonzero(every == number) for number in np.unique(every)]
+    order = np.argsort(every, kind="stable")  # one pass, however many groups there are
+    members = np.split(order, np.flatnonzero(np.diff(every[order])) + 1)
     means = np.zeros((draws, table.shape[1]))  # (draws, M)
     for rows in members:
         means += _drawn_means(table[rows], draws, rng) / len(members)

@@ -20,6 +20,7 @@ from ...trainer.scoring import score_blocks
 from ..relevance import read_labels
 from ..shared import SharedView, as_cache, as_connector
 from .class_sources import ClassSettings, ClassVectors, make_class_vectors
+from .intervals import HOW, Intervals, from_json, of_columns, to_json
 from .prompts import normal_name
 from .results import check_place, existing_result, subject, write_result
 from .rows import check_one_space, shared_rows
@@ -51,6 +52,8 @@ class ClassificationReport:
         Items whose label is no class, or that have none.
     record : mapping
         What was evaluated, without times and absolute paths.
+    interval : mapping of str to (float, float)
+        95% bootstrap intervals over the items: ``top1``, ``macro_top1``, ...
     """
 
     classes: tuple[str, ...]
@@ -60,6 +63,7 @@ class ClassificationReport:
     confusion: Ints
     skipped: int
     record: Mapping[str, Any]
+    interval: Intervals
 
     @property
     def items(self) -> int:
@@ -91,6 +95,8 @@ class ClassificationReport:
                 "items": self.items,
                 "skipped": self.skipped,
             },
+            "intervals": HOW,
+            "interval": to_json(self.interval),
             "classes": list(self.classes),
             "per_class": {name: {"items": count, "top1": share} for name, (count, share) in self.per_class.items()},
             "most_confused": [list(entry) for entry in self.most_confused()] if self.confusion.size else [],
@@ -99,7 +105,7 @@ class ClassificationReport:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ClassificationReport:
         """A report as it was written; without its confusion matrix."""
-        own = ("figures", "classes", "per_class", "most_confused")
+        own = ("figures", "classes", "per_class", "most_confused", "intervals", "interval")
         figures = record["figures"]
 
         def cuts(prefix: str) -> dict[int, float]:
@@ -113,6 +119,7 @@ class ClassificationReport:
             confusion=np.empty((0, 0), np.int64),
             skipped=figures["skipped"],
             record={name: value for name, value in record.items() if name not in own},
+            interval=from_json(record["interval"]),
         )
 
     @property
@@ -252,4 +259,8 @@ def _summary(
         confusion=confusion,
         skipped=metrics.skipped,
         record=record,
+        interval={
+            **of_columns({f"top{k}": each.recall[:, i] for i, k in enumerate(TOP)}),
+            **of_columns({f"macro_top{k}": each.recall[:, i] for i, k in enumerate(TOP)}, mine),
+        },
     )

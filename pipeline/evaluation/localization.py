@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from ...cache.errors import CmcrError
 from ...cache.reader import Cache
 from ...trainer.connector import Connector
 from ..shared import SharedView, as_cache, as_connector
+from .intervals import HOW, Intervals, counterfactual_intervals, from_json, localization_intervals, to_json
 from .items import read_items
 from .localization_measures import (
     RULES,
@@ -65,21 +66,24 @@ class LocalizationSettings:
 
 @dataclass(frozen=True)
 class LocalizationReport:
-    """Figures of one run, what was evaluated, and the keys of items that were left out."""
+    """Figures of one run with 95% bootstrap intervals, what was evaluated, and the keys of items left out."""
 
     figures: Mapping[str, float | int]
     record: Mapping[str, Any]
     missing: tuple[str, ...] = ()
+    interval: Intervals = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record; equal input gives equal content."""
-        return {**self.record, "figures": dict(self.figures), "missing": list(self.missing)}
+        figures = {"figures": dict(self.figures), "intervals": HOW, "interval": to_json(self.interval)}
+        return {**self.record, **figures, "missing": list(self.missing)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LocalizationReport:
         """A report as it was written."""
-        rest = {name: value for name, value in record.items() if name not in ("figures", "missing")}
-        return cls(record["figures"], rest, tuple(record["missing"]))
+        own = ("figures", "missing", "intervals", "interval")
+        rest = {name: value for name, value in record.items() if name not in own}
+        return cls(record["figures"], rest, tuple(record["missing"]), from_json(record["interval"]))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -159,8 +163,10 @@ def run_protocol(
         return LocalizationReport.from_json(found)
     source = MapSource.open(sounds, regions, read_items(items))
     detected = _detect(source, chosen)
-    figures = localization_figures(detected) if protocol == "localization" else counterfactual_figures(detected)
-    report = LocalizationReport(figures, record, source.missing)
+    plain = protocol == "localization"
+    figures = localization_figures(detected) if plain else counterfactual_figures(detected)
+    interval = localization_intervals(detected) if plain else counterfactual_intervals(detected)
+    report = LocalizationReport(figures, record, source.missing, interval)
     if place is not None:
         write_result(report.to_json(), place)
     return report

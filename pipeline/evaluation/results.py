@@ -16,10 +16,12 @@ from typing import Any
 from ...cache import fsio
 from ...cache._version import __version__
 from ...cache.errors import CmcrError
+from ...cache.manifest import CacheManifest
 from ...trainer.connector import Connector
 from ..shared import SharedView, connector_fingerprint
 
-FORMAT, VERSION = "cmcr-evaluation", 1
+FORMAT, VERSION = "cmcr-evaluation", 2
+READABLE = (1, VERSION)  # 1 has no intervals
 
 
 def subject(
@@ -62,6 +64,7 @@ def cache_record(view: SharedView) -> dict[str, Any]:
     return {
         "name": Path(cache.path).resolve().name,
         "content": cache.content_id(),
+        "projected_from": projected_from(manifest),
         "fingerprint": manifest.fingerprint,
         "rows": len(cache),
         "space": manifest.space_name,
@@ -70,6 +73,11 @@ def cache_record(view: SharedView) -> dict[str, Any]:
         "modality": manifest.modality,
         "encoder": manifest.encoder,
     }
+
+
+def projected_from(manifest: CacheManifest) -> str | None:
+    """Content of the raw cache that a projected one was made from; None for others."""
+    return str(manifest.made_from["cache"]) if manifest.kind == "projected" else None
 
 
 def write_result(record: Mapping[str, Any], path: Path) -> None:
@@ -120,9 +128,9 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise CmcrError(f"The result file cannot be read: {error}", where=str(place), todo="evaluate again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CmcrError("This is no result of an evaluation.", where=str(place), todo="give a file of `cmcr evaluate`")
-    if record.get("version") != VERSION:
+    if record.get("version") not in READABLE:
         raise CmcrError(
-            f"The result file has version {record.get('version')!r}; this package reads {VERSION}.",
+            f"The result file has version {record.get('version')!r}; this package reads {READABLE[0]} to {VERSION}.",
             where=str(place),
             todo="update cmcr, or evaluate again",
         )

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from cmcr.cache.errors import CacheError, RecipeError
+from cmcr.cli import app
 from cmcr.pipeline.damage import damage, evaluate_damage, neighbours_kept
+from cmcr.pipeline.evaluation.results import read_result
 from cmcr.trainer.connector import Connector
 from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import affine, identity
 from cmcr.trainer.ranking import Relevance
 from cmcr.trainer.recipe import make_recipe
+from typer.testing import CliRunner
 
 
 def unit(count: int, dim: int, seed: int) -> np.ndarray:
@@ -135,3 +138,21 @@ def test_zero_shot_of_the_kits_spaces_is_the_published_one(kit: Path) -> None:
         pair = sounds[mine].astype(np.float32), names[asked].astype(np.float32)
         before, after = damage(pair, pair, relevance)
         assert before.mean() == after.mean() == pytest.approx(published[figure])
+
+
+def test_a_look_at_damage_leaves_a_result_file_that_stays(classes: Path, make_connector: Callable[..., Any]) -> None:
+    folder = make_connector().save(classes / "connector")
+    words = ["evaluate", "damage", "--connector", str(folder), "--query", str(classes / "sounds")]
+    words += ["--classes", str(classes / "names"), "--label", "label", "--output", str(classes / "made" / "d.json")]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 0, result.output
+    record = read_result(classes / "made" / "d.json")
+    assert json.loads(result.stdout) == record
+    same = evaluate_damage(folder, classes / "sounds", classes=classes / "names", label="label")
+    assert record["figures"] == json.loads(json.dumps(same.to_json()))
+    assert (record["protocol"], record["answers"]["name"], record["query"]["head"]) == ("damage", "names", "clap")
+    assert record["figures"]["asked"]["query"] == record["query"]["content"]
+    record["figures"]["after"] = 0.125  # a mark that only reading the file can give back
+    (classes / "made" / "d.json").write_text(json.dumps(record))
+    assert "12.5" in CliRunner().invoke(app, [*words, "--skip-existing"]).stdout
+    assert "12.5" not in CliRunner().invoke(app, [*words, "--skip-existing", "--class-label", "said"]).stdout
