@@ -171,5 +171,5 @@ def test_a_hundred_thousand_against_as_many_takes_less_than_two_gib(tmp_path: Pa
     assert float(there) > 0.9
     assert float(back) > 0.9
     size = int(peak) * (1 if sys.platform == "darwin" else 1024)
-    print(f"peak {size / 2**30:.2f} GiB, imports included")
+    sys.stdout.write(f"peak {size / 2**30:.2f} GiB, imports included\n")
     assert size < 2 << 30
