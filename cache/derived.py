@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import fsio, housekeeping
+from . import commit, fsio
 from .errors import CacheError
 from .manifest import list_plans, plan_bytes, plan_name, read_plan, units_of
 from .mapped import Indices
@@ -196,8 +196,8 @@ def _take_back(writer: CacheWriter, unit: Unit) -> bool:
     found = find_marker(writer.path, unit.shard)
     if found is None or found.state != "done":
         return False
-    housekeeping.drop(writer.path, found)
-    housekeeping.remove_generation(writer.path, found)
+    if commit.drop(writer.path, found):
+        commit.remove_generation(writer.path, found)
     return True
 
 

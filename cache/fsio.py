@@ -156,14 +156,77 @@ def write_atomic(path: Path, data: bytes, check: Callable[[Path], None] | None =
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        raise CacheError(
-            f"Cannot write: {error.strerror or error}.",
-            where=str(path),
-            todo="free space or permissions there, then run the same command again: finished shards are kept",
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
         _in_flight.discard(temporary.name)
+
+
+def create_atomic(
+    path: Path, data: bytes, check: Callable[[Path], None] | None = None, *, durable: bool = True
+) -> bool:
+    """Create ``path`` with ``data``, complete from the first instant; a file that is there already is never replaced.
+
+    Parameters are those of :func:`write_atomic`. Done by a hard link, which fails where the name exists; file systems
+    without hard links get a look and a rename, between which another process may come.
+
+    Returns
+    -------
+    bool
+        Whether the file holds ``data`` now: created here, or there already with this very content.
+    """
+    temporary = temporary_name(path)
+    _in_flight.add(temporary.name)
+    try:
+        _write_and_sync(temporary, data, check)
+        step("link", path)
+        if not _link_new(temporary, path):
+            return file_crc32(path) == (len(data), zlib.crc32(data))
+        if durable:
+            sync_folder(path.parent)
+        return True
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        _in_flight.discard(temporary.name)
+
+
+def _link_new(temporary: Path, path: Path) -> bool:
+    """Give a complete file its final name unless that is taken; True if it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL):
+            raise
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
+
+
+def move(source: Path, target: Path, *, durable: bool = True) -> bool:
+    """Rename over ``target``; False where ``source`` is gone, since another process moved it."""
+    step("replace", target)
+    try:
+        source.replace(target)
+        if durable:
+            sync_folder(target.parent)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    return True
+
+
+def _cannot_write(path: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"Cannot write: {error.strerror or error}.",
+        where=str(path),
+        todo="free space or permissions there, then run the same command again: finished shards are kept",
+    )
 
 
 @contextmanager

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from . import fsio, lease_files
 from . import manifest as manifests
 from . import marker as markers
+from .commit import drop, remove_generation
 from .errors import CacheError
-from .marker import DoneMarker
 
 FOLDERS = ("shards", "errors", "runs", "index", lease_files.FOLDER)
 
@@ -59,21 +59,15 @@ def refuse_while_others_write(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove temporary files of dead processes of this machine, in every folder of the cache."""
+    """Remove temporary files of dead processes of this machine, in every folder of the cache.
+
+    Markers on their way go too, whoever's they are: their writer, if it is alive, finds out and sends another.
+    """
     for folder in (path, path / "shards", path / "errors", path / "index", path / lease_files.FOLDER):
         fsio.sweep(folder)
-
-
-def drop(path: Path, done: DoneMarker) -> None:
-    """Take a shard back: its marker stays as ``dropped``, so that the next write is a new generation."""
-    file = path / "shards" / markers.marker_name(done.shard)
-    fsio.write_atomic(file, markers.marker_bytes(replace(done, state="dropped")), durable=False)
-
-
-def remove_generation(path: Path, old: DoneMarker) -> None:
-    """Remove the data file and the ledger of one generation of a shard."""
-    fsio.remove(path / "shards" / old.file)
-    fsio.remove(path / "errors" / markers.ledger_name(old.shard, old.generation))
+    with contextlib.suppress(FileNotFoundError), os.scandir(path / "shards") as entries:
+        for name in [entry.name for entry in entries if markers.WAY_NAME.match(entry.name)]:
+            fsio.remove(path / "shards" / name)
 
 
 def take_back_everything(path: Path) -> None:
@@ -84,8 +78,7 @@ def take_back_everything(path: Path) -> None:
             found = markers.read_marker(file)
         except CacheError:
             continue  # the rewrite of a shard whose marker is damaged finds a free generation by itself
-        if found.state == "done":
-            drop(path, found)
+        if found.state == "done" and drop(path, found):
             taken.append(found)
     if taken:
         fsio.sync_folder(path / "shards")

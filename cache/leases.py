@@ -1,7 +1,7 @@
 """Leases: how workers share the shards of a cache without locks and without comparing clocks.
 
-The files and the rules are specified in docs/format.md. A lease saves work and protects nothing: two workers that write
-the same shard write the same bytes, and the done marker decides.
+The files and the rules are specified in docs/format.md. A lease saves work and protects nothing: what keeps two
+writers of one shard from harm is in :mod:`cmcr.cache.commit`.
 """
 
 from __future__ import annotations

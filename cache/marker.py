@@ -16,6 +16,7 @@ from .errors import CacheError
 FORMAT = "cmcr-shard"
 VERSION = 1
 NEXT = "run cmcr cache verify on the cache, then the same with --repair"
+WAY_NAME = re.compile(r"^\.\d{5,}\.json\.next$")
 _MARKER_NAME = re.compile(r"^(\d{5,})\.json$")
 DATA_NAME = re.compile(r"^(\d{5,})\.g(\d+)\.h5$")
 LEDGER_NAME = re.compile(r"^(\d{5,})(?:\.g(\d+))?\.jsonl$")
@@ -29,6 +30,11 @@ def shard_name(shard: int) -> str:
 def marker_name(shard: int) -> str:
     """Name of the done marker."""
     return f"{shard_name(shard)}.json"
+
+
+def way_name(shard: int) -> str:
+    """Name under which a marker stands on its way to replacing another; the same for all writers of the shard."""
+    return f".{marker_name(shard)}.next"
 
 
 def data_name(shard: int, generation: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def build_image(data: ShardData, dtype: str, dim: int, where: str = "") -> tuple
     length = max(map(len, keys), default=1)
     key_type = h5py.string_dtype("utf-8", length)
     with h5py.File(
-        "shard",
+        f"shard-{threading.get_ident()}",  # HDF5 refuses two files of one name in a process, in memory too
         "w",
         driver="core",
         backing_store=False,

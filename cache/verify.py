@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import fsio, housekeeping
+from . import commit, fsio
 from . import manifest as manifests
 from . import marker as markers
 from .errors import CacheError, CmcrError
@@ -106,7 +106,7 @@ def repair(path: str | Path, *, deep: bool = True) -> RepairReport:
     for shard in report.damaged:
         marker = markers.find_marker(path, shard)
         if marker is not None:
-            housekeeping.drop(path, marker)
+            commit.drop(path, marker)
         else:
             fsio.remove(path / "shards" / markers.marker_name(shard))
     if report.damaged:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from . import fsio, housekeeping, ledger
 from . import manifest as manifests
 from . import marker as markers
+from .commit import commit, with_generation
 from .errors import CacheError
 from .leases import Leases
 from .ledger import Failure
 from .manifest import CacheManifest
 from .marker import DoneMarker
 from .plan import Plan, Unit
-from .shard import ShardData, build_image, check_file
+from .shard import ShardData, build_image
 
 if TYPE_CHECKING:
     from .reader import Cache
@@ -236,22 +237,9 @@ class CacheWriter:
             identity=unit.identity,
             fingerprint=self._fingerprint,
         )
-        if before is not None and before == replace(done, **_names_of(before)):
+        if before is not None and before == with_generation(done, before.generation):
             return before  # another worker was faster, or a retry changed nothing
-        self._commit(done, image, notes)
-        if before is not None:
-            housekeeping.remove_generation(self.path, before)
-        return done
-
-    def _commit(self, done: DoneMarker, image: bytes, notes: bytes) -> None:
-        ledger_file = self.path / "errors" / markers.ledger_name(done.shard, done.generation)
-        if notes:
-            fsio.write_atomic(ledger_file, notes)
-        elif ledger_file.exists():
-            fsio.remove(ledger_file)
-        shards = self.path / "shards"
-        fsio.write_atomic(shards / done.file, image, lambda temporary: check_file(temporary, done))
-        fsio.write_atomic(shards / markers.marker_name(done.shard), markers.marker_bytes(done))
+        return commit(self.path, before, done, image, notes)
 
     def _plan_of(self, unit: Unit) -> int:
         for plan in reversed(self.plans):
@@ -267,11 +255,6 @@ class CacheWriter:
         line = json.dumps({"host": fsio.host_name(), **record}, sort_keys=True, default=str)
         with (self.path / "runs" / f"{self._run_id}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(line + "\n")
-
-
-def _names_of(done: DoneMarker) -> dict[str, Any]:
-    """The fields that a rewrite of the same content changes."""
-    return {"generation": done.generation, "file": done.file, "ledger": done.ledger}
 
 
 def _continued(have: CacheManifest, wanted: CacheManifest, accept_fingerprint: bool, where: str) -> CacheManifest:
