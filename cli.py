@@ -112,6 +112,9 @@ def encode(
     pattern: Annotated[str | None, typer.Option("--pattern", help="Only files of a folder that match.")] = None,
     tar_key: Annotated[str, typer.Option("--tar-key", help="A key ends at the first-dot or last-dot.")] = "first-dot",
     device: Device = "auto",
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="A worker each: auto (every GPU here), cuda:0,cuda:1 or cpu*2.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Items at once; halved when memory runs out.")] = 64,
     precision: Precision = "fp32",
     workers: Annotated[
@@ -148,6 +151,7 @@ def encode(
         settings["worker"], settings["workers"] = worker_of(worker, workers, os.environ)
     inputs = [*input, *(more or ())]
     if dry_run:
+        settings.pop("devices")
         plan = plan_encode(inputs, output, **settings)
         _show(terminal.dry_run_lines(plan), plan.to_json(), json)
         return

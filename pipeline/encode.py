@@ -14,6 +14,8 @@ from ..cache.errors import CorpusError, EncoderError
 from ..cache.manifest import MANIFEST_NAME, CacheManifest, read_manifest, read_plans
 from ..cache.plan import Plan, Unit
 from ..cache.writer import CacheWriter
+from .cluster.devices import local_devices
+from .cluster.local_workers import encode_by_workers
 from .corpora import Corpus, PlanUpdate, open_corpus
 from .encoders.base import Encoder, Item
 from .encoders.registry import load_encoder
@@ -33,6 +35,7 @@ def encode(
     inputs: Inputs,
     output: str | Path,
     *,
+    devices: str | Sequence[str] | None = None,
     progress: Progress | None = None,
     stop: StopSignal | None = None,
     **settings: Any,
@@ -48,6 +51,9 @@ def encode(
         Files, folders, globs, tars.
     output : path
         The cache.
+    devices : str or sequence of str, optional
+        Several worker processes on this machine, one a device: ``auto`` for one on each GPU, or ``cuda:0,cuda:1``, or
+        ``cpu*2``. Without it, this process does the work on ``device``.
     progress : callable, optional
         Told of every batch and shard; see :mod:`cmcr.pipeline.progress`.
     stop : StopSignal, optional
@@ -67,10 +73,15 @@ def encode(
     CmcrError
         If more than ``max_failure_rate`` of the items failed.
     """
+    show = progress or silent
+    if devices is not None:
+        chosen = local_devices(devices, show)
+        if len(chosen) > 1:
+            return encode_by_workers(_listed(inputs), output, chosen, progress=show, stop=stop, settings=settings)
+        settings = {**settings, "device": chosen[0]}
     job = _Job(inputs, output, EncodeConfig.of(settings))
     update = job.plan()
     config = job.config
-    show = progress or silent
     with CacheWriter.open(
         job.output, job.manifest, overwrite=config.overwrite, accept_fingerprint=config.accept_fingerprint
     ) as writer:
@@ -92,6 +103,11 @@ def encode(
             writer.log_run({**record, "state": state, "ended": _now(), **_counts(report)})
     _raise_for_unreadable(run, len(pending))
     return report
+
+
+def _listed(inputs: Inputs) -> list[str]:
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    return [str(one) for one in given]
 
 
 def plan_encode(inputs: Inputs, output: str | Path, **settings: Any) -> DryRun:
@@ -133,8 +149,7 @@ class _Job:
     def __init__(self, inputs: Inputs, output: str | Path, config: EncodeConfig) -> None:
         self.config = config
         self.output = Path(output)
-        given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-        self.corpus: Corpus = open_corpus(given, config.modality, config.corpus_settings)
+        self.corpus: Corpus = open_corpus(_listed(inputs), config.modality, config.corpus_settings)
         self.encoder = _open_encoder(config)
         self.manifest = CacheManifest(
             space_id=self.encoder.space.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import zlib
 from collections.abc import Sequence
@@ -156,3 +157,16 @@ class Extent(Pixels):
         assert isinstance(item.data, bytes)
         xyz = decode_points(item.data, item.name)[:, :3]
         return np.concatenate([xyz.mean(axis=0), xyz.std(axis=0), xyz.min(axis=0), xyz.max(axis=0)]) + 1e-3
+
+
+class MortalTable(PacedTable):
+    """The first process to reach the text ``caption 5`` is killed by it; with CMCR_TEST_ALL_DIE every one is."""
+
+    def encode(self, batch: Sequence[str]) -> Vectors:
+        if "caption 5" in batch:
+            try:
+                Path(os.environ["CMCR_TEST_GRAVE"]).touch(exist_ok="CMCR_TEST_ALL_DIE" in os.environ)
+            except FileExistsError:
+                return super().encode(batch)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(batch)
