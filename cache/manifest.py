@@ -148,6 +148,11 @@ def plan_name(generation: int) -> str:
     return f"plan-{generation:05d}.json"
 
 
+def is_plan(name: str) -> bool:
+    """Whether a file name is that of a generation of the plan."""
+    return _PLAN_NAME.match(name) is not None
+
+
 def plan_bytes(plan: Plan) -> bytes:
     """The plan file: JSON with one unit a line."""
     head = (

@@ -32,6 +32,11 @@ def marker_name(shard: int) -> str:
     return f"{shard_name(shard)}.json"
 
 
+def is_marker(name: str) -> bool:
+    """Whether a file name is that of a done marker."""
+    return _MARKER_NAME.match(name) is not None
+
+
 def way_name(shard: int) -> str:
     """Name under which a marker stands on its way to replacing another; the same for all writers of the shard."""
     return f".{marker_name(shard)}.next"

@@ -18,6 +18,7 @@ from .errors import CacheError
 from .ledger import Failure
 from .mapped import Indices, MappedFile, OpenFiles
 from .marker import DoneMarker
+from .urls import as_url, local_path
 from .vectors import Float32, Stored, normalize_rows, to_float32
 
 if TYPE_CHECKING:
@@ -29,11 +30,24 @@ _BLOCK_BYTES = 1 << 19
 def open_cache(path: str | Path) -> Cache:
     """Open a cache for reading, as it is now: shards committed later need another call.
 
+    Parameters
+    ----------
+    path : path
+        The folder, or a URL (``s3://``, ``gs://``, ``https://``, ...) under which one was put; its shards are fetched
+        when they are read.
+
     Raises
     ------
     CacheError
         No cache there, an unknown version, or a damaged manifest or marker.
+    MissingExtraError
+        The URL needs a library that is not installed.
     """
+    path = local_path(path)
+    if (url := as_url(path)) is not None:
+        from .remote_cache import RemoteCache
+
+        return RemoteCache(url)
     return Cache(Path(path))
 
 

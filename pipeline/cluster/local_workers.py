@@ -275,7 +275,7 @@ def _merged(crew: Crew, config: EncodeConfig, output: Path) -> EncodeReport:
         errors.update(report["errors"])
     notes = [note for report in found for note in report["notes"] if not note.startswith(WAITING)]
     total = {name: sum(report[name] for report in found) for name in SUMMED}
-    first = found[0] if found else {"encoder": str(config.encoder), "fingerprint": "", "dim": 0}
+    first: dict[str, Any] = found[0] if found else {"encoder": str(config.encoder), "fingerprint": "", "dim": 0}
     return EncodeReport(
         output=output,
         encoder=first["encoder"],

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ...cache.remote import Place
 from .digest import CHUNK
 from .names import AUDIO, CAPTION, IMAGE, POINTS, RECORD
 
@@ -95,7 +95,7 @@ class Audit:
         )
 
 
-def audit_tar(place: Path, rule: KeyRule = "first-dot", pattern: str | None = None) -> Audit:
+def audit_tar(place: Place, rule: KeyRule = "first-dot", pattern: str | None = None) -> Audit:
     """Pass over the headers of an archive and group its members into samples."""
     split = split_first_dot() if rule == "first-dot" else split_last_dot
     audit = Audit()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from ...cache.ledger import Failure
 from ...cache.plan import Piece, Plan, Unit
+from ...cache.remote import Place
 from ..encoders.base import Item, Modality
 from .keys import KeyCheck
 from .packing import Packer
@@ -120,12 +120,12 @@ class Source(Protocol):
         ...
 
     @property
-    def place(self) -> Path:
+    def place(self) -> Place:
         """Absolute path."""
         ...
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """What the ``source`` of an item is relative to, or the source itself where items name it."""
         ...
 

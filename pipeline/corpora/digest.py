@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+
+from ...cache.remote import Place, RemotePath
 
 END_BYTES = 4096
 CHUNK = 1 << 22
@@ -14,7 +15,7 @@ def new_digest() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 
-def digest_range(path: Path, start: int, stop: int, seed: bytes = b"") -> str:
+def digest_range(path: Place, start: int, stop: int, seed: bytes = b"") -> str:
     """Hex digest of the bytes ``[start, stop)`` of a file (fewer where it is shorter), after ``seed``."""
     digest = new_digest()
     digest.update(seed)
@@ -27,9 +28,11 @@ def digest_range(path: Path, start: int, stop: int, seed: bytes = b"") -> str:
     return digest.hexdigest()
 
 
-def read_ends(path: Path | str, size: int) -> bytes:
+def read_ends(path: Place, size: int) -> bytes:
     """First and last 4 KiB of a file (the whole of a file that is not longer than both)."""
-    with open(path, "rb", buffering=0) as handle:
+    if isinstance(path, RemotePath):
+        return path.read_ends(size, END_BYTES)
+    with path.open("rb", buffering=0) as handle:
         if size <= 2 * END_BYTES:
             return handle.read(2 * END_BYTES)
         head = handle.read(END_BYTES)

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from ...cache.keys import stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
+from ...cache.remote import Place, RemotePath
 from ..encoders.base import Item
 from .base import CorpusSettings, Survey, Task
 from .digest import FilesDigest, ends_of, read_ends
@@ -22,6 +24,7 @@ from .lines import stale
 from .names import CAPTION, RECORD
 
 _KEY_BLOCK = 4096
+_REQUESTS = 16
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class FilesSource:
     """
 
     name: str
-    place: Path
+    place: Place
     files: tuple[str, ...]
     companions: frozenset[str] = frozenset()
     settings: CorpusSettings = field(default_factory=CorpusSettings)
     prefix: None = None
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The folder that paths are relative to."""
         return self.place
 
@@ -139,8 +142,7 @@ class FilesSource:
     def read(self, piece: Piece) -> Iterator[Item | Failure]:
         """Every file of the piece, as bytes; one that cannot be read, or is too large, is a failure."""
         digest = FilesDigest()
-        for path, size in piece.files:
-            found = load_file(self.place, path, self.settings.max_item_bytes)
+        for path, size, found in self._loaded(piece):
             if isinstance(found, Failure):
                 now, ends = _look(self.place, path)
                 digest.add(path, now, ends)
@@ -154,6 +156,17 @@ class FilesSource:
         if digest.hexdigest() != piece.identity:
             names = f"{piece.files[0][0]} … {piece.files[-1][0]}"
             raise stale(self.place, f"at least one of {len(piece.files)} files ({names}) is other or gone")
+
+    def _loaded(self, piece: Piece) -> Iterator[tuple[str, int, bytes | Failure]]:
+        """Path, planned size and content of each file; from a server several at once, as each answer takes its time."""
+        limit = self.settings.max_item_bytes
+        if not isinstance(self.place, RemotePath):
+            yield from ((path, size, load_file(self.place, path, limit)) for path, size in piece.files)
+            return
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            for block in (piece.files[i : i + _REQUESTS] for i in range(0, len(piece.files), _REQUESTS)):
+                contents = pool.map(lambda file: load_file(self.place, file[0], limit), block)
+                yield from ((path, size, found) for (path, size), found in zip(block, contents, strict=True))
 
     def items_of(self, path: str, data: bytes) -> Iterator[Item | Failure]:
         """The item of a media file, with what lies beside it."""
@@ -190,7 +203,7 @@ def caption_and_record(texts: dict[str, bytes]) -> tuple[str | None, dict[str, A
     return caption, meta
 
 
-def load_file(root: Path, path: str, limit: int) -> bytes | Failure:
+def load_file(root: Place, path: str, limit: int) -> bytes | Failure:
     """Content of a regular file, or a failure without a key."""
     place = _resolve(root, path)
     try:
@@ -199,13 +212,15 @@ def load_file(root: Path, path: str, limit: int) -> bytes | Failure:
             return Failure("", "read", "NotAFile", f"{path} is not a regular file")
         if info.st_size > limit:
             return Failure("", "read", "TooLarge", f"{path} has {info.st_size} bytes, more than {limit}")
+        if isinstance(place, RemotePath):
+            return place.read_bytes()
         with open(place, "rb", buffering=0) as handle:
             return handle.readall()
     except OSError as error:
         return Failure("", "read", type(error).__name__, f"{path} cannot be read: {error.strerror}")
 
 
-def _look(root: Path, path: str) -> tuple[int, bytes | None]:
+def _look(root: Place, path: str) -> tuple[int, bytes | None]:
     """Size and both ends; (0, None) or (size, None) if they cannot be read."""
     place = _resolve(root, path)
     size = 0
@@ -217,7 +232,9 @@ def _look(root: Path, path: str) -> tuple[int, bytes | None]:
         return size, None
 
 
-def _resolve(root: Path, path: str) -> Path:
+def _resolve(root: Place, path: str) -> Place:
+    if isinstance(root, RemotePath):
+        return root / path
     place = root / path
     return root / text_path(path) if "\\x" in path and not os.path.lexists(place) else place
 
@@ -229,6 +246,18 @@ class Listing:
     files: list[str]
     hidden: int = 0
     special: int = 0
+
+
+def list_remote(root: RemotePath) -> Listing:
+    """All files under a remote folder, by the rules of :func:`list_folder`."""
+    listing = Listing([])
+    for path in root.walk():
+        if any(part.startswith(".") for part in path.split("/")):
+            listing.hidden += 1
+        else:
+            listing.files.append(path_text(path))
+    listing.files.sort()
+    return listing
 
 
 def list_folder(root: Path) -> Listing:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from ...cache.errors import CorpusError
 from ...cache.keys import stem
+from ...cache.remote import Place, RemotePath
+from ...cache.urls import as_url, local_path
 from ..encoders.base import MODALITIES, Modality
 from .base import CorpusSettings, Source
 from .caption_files import CaptionFilesSource
 from .columns import NoColumnError
 from .corpus import FileCorpus
-from .folders import FilesSource, Listing, list_folder
+from .folders import FilesSource, Listing, list_folder, list_remote
 from .keys import path_text
 from .lines import LinesSource
 from .names import ARCHIVES, CAPTION, COMPRESSED, LINES, MEDIA, RECORD, TABLES, extension, looked_for
@@ -28,7 +30,7 @@ from .tars import TarSource
 class Found:
     """Files of one root, and how they were given: by name, or by a folder or glob."""
 
-    root: Path
+    root: Place
     files: list[str] = field(default_factory=list)
     named: bool = False
     hidden: int = 0
@@ -43,7 +45,8 @@ def open_corpus(
     Parameters
     ----------
     inputs : sequence of str or Path
-        Text files, tables, tars, media files, folders, globs (``images/**/*.jpg``), brace ranges (``s-{0..3}.tar``).
+        Text files, tables, tars, media files, folders, globs (``images/**/*.jpg``), brace ranges (``s-{0..3}.tar``),
+        or URLs of these (``s3://bucket/captions.txt``, ``https://host/s-{0..3}.tar``).
     modality : str
         ``text``, ``image``, ``audio`` or ``pointcloud``.
     settings : CorpusSettings
@@ -52,7 +55,7 @@ def open_corpus(
     Raises
     ------
     CorpusError
-        If an input is missing, remote, compressed, or has nothing of the modality; says what was looked for.
+        If an input is missing, compressed, or has nothing of the modality; says what was looked for.
     """
     if modality not in MODALITIES:
         raise CorpusError(f"unknown modality {modality!r}", todo=f"one of {', '.join(MODALITIES)}")
@@ -75,8 +78,10 @@ def open_corpus(
 
 def find(given: str) -> list[Found]:
     """What one input stands for."""
-    refuse_remote(given)
-    place = Path(given).expanduser()
+    refuse_pipes(given)
+    if "{" not in given and (url := as_url(local_path(given))) is not None:
+        return [_remote(url, given)]
+    place = Path(local_path(given)).expanduser()
     if place.is_dir():
         return [_folder(place)]
     if place.exists():
@@ -97,15 +102,42 @@ def find(given: str) -> list[Found]:
     )
 
 
-def refuse_remote(given: str) -> None:
-    """Raise for URLs and pipes: everything is read from the file system."""
+def refuse_pipes(given: str) -> None:
+    """Raise for pipes, which a webdataset may name: no command is ever run."""
     if given.startswith(("pipe:", "|")):
         raise CorpusError("pipes are never run", where=given, todo="write the output of the command to a file first")
-    scheme, mark, _ = given.partition("://")
-    if mark and scheme.isalnum():
+
+
+def _remote(url: str, given: str) -> Found:
+    """What a URL stands for: a file, a folder that its server lists, or a pattern."""
+    place = RemotePath.parse(url)
+    magic = "*[" if place.is_http else "*[?"  # a question mark begins the query of a web address
+    try:
+        if any(mark in url for mark in magic):
+            return _remote_glob(place, magic)
+        if given.endswith("/") or place.is_dir():
+            listing = list_remote(place)
+            if not listing.files:
+                raise CorpusError("the folder lists no files", where=str(place), todo="give its files, or a tar of it")
+            return Found(place, listing.files, False, listing.hidden)
+        place.stat()
+    except OSError as error:
         raise CorpusError(
-            f"remote inputs ({scheme}) are not read", where=given, todo="download or mount it and give the local path"
-        )
+            f"the input cannot be read: {error.strerror}", where=str(place), todo="check the address"
+        ) from error
+    return Found(place.parent, [path_text(place.name)], named=True)
+
+
+def _remote_glob(place: RemotePath, magic: str) -> Found:
+    above = place
+    while any(mark in above.base for mark in magic):
+        above = above.parent
+    pattern = place.base.removeprefix(f"{above.base}/")
+    matches = above.glob(pattern)
+    files = matches if "/." in f"/{pattern}" else [path for path in matches if "/." not in f"/{path}"]
+    if not files:
+        raise CorpusError("the pattern matches no file", where=str(place), todo="check the pattern, and quote it")
+    return Found(above, sorted(path_text(path) for path in files))
 
 
 def _folder(place: Path) -> Found:
@@ -218,7 +250,7 @@ class _Builder:
             self.remarks.append(f"{path}: {error.what}")
         return True
 
-    def _refusal(self, place: Path, kind: str) -> CorpusError:
+    def _refusal(self, place: Place, kind: str) -> CorpusError:
         if kind in COMPRESSED:
             return CorpusError("compressed inputs are not read", where=str(place), todo="unpack it first")
         return CorpusError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +13,7 @@ from ...cache.errors import CorpusError
 from ...cache.keys import line_key, stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
+from ...cache.remote import Place
 from ..encoders.base import Item
 from .base import Survey, Task
 from .digest import CHUNK, digest_range, new_digest
@@ -29,10 +29,10 @@ class LinesSource:
     """A UTF-8 text file with one caption a line; keys are ``<relative stem>:<9-digit line>``, blank lines counted."""
 
     name: str
-    place: Path
+    place: Place
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The file itself."""
         return self.place
 
@@ -97,7 +97,7 @@ class Tail:
     changed: tuple[str, ...]
 
 
-def compare_pieces(place: Path, name: str, earlier: Sequence[Piece], seed: bytes = b"") -> Tail:
+def compare_pieces(place: Place, name: str, earlier: Sequence[Piece], seed: bytes = b"") -> Tail:
     """Compare earlier line pieces with the bytes that the file has now."""
     start: int | None = 0
     line, known = 1, 0
@@ -121,7 +121,7 @@ def compare_pieces(place: Path, name: str, earlier: Sequence[Piece], seed: bytes
     return Tail(start, line, known, tuple(changed))
 
 
-def scan(place: Path, packer: Packer, name: str, start: int, line: int) -> int:
+def scan(place: Place, packer: Packer, name: str, start: int, line: int) -> int:
     """Cut a text file from ``start`` on into pieces that fill the packer's units; returns the lines found."""
     digest, begun, rows, total = new_digest(), start, 0, 0
     position = start
@@ -188,7 +188,7 @@ def decode_line(raw: bytes, length: int, *, first: bool) -> str | Failure:
     return caption
 
 
-def refuse_utf16(place: Path) -> None:
+def refuse_utf16(place: Place) -> None:
     """Raise for UTF-16 and UTF-32 files, which would read as one failure a line."""
     with open_source(place, place.name) as handle:
         head = handle.read(4)
@@ -200,7 +200,7 @@ def refuse_utf16(place: Path) -> None:
         )
 
 
-def open_source(place: Path, name: str) -> BinaryIO:
+def open_source(place: Place, name: str) -> BinaryIO:
     """Open a source for reading; CorpusError if it is gone."""
     try:
         return place.open("rb")
@@ -212,7 +212,7 @@ def open_source(place: Path, name: str) -> BinaryIO:
         ) from error
 
 
-def stale(place: Path, part: str) -> CorpusError:
+def stale(place: Place, part: str) -> CorpusError:
     """The error for a source that no longer agrees with the plan."""
     return CorpusError(
         f"the input has changed since it was planned: {part}",

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...cache.errors import CorpusError, MissingExtraError
 from ...cache.plan import PieceKind
+from ...cache.remote import Place, local_copy
 from .digest import new_digest
 from .rows import Row, Update
 
@@ -29,17 +29,17 @@ def _pyarrow() -> Any:
 class ParquetTable:
     """A parquet file; columns that are neither text, numbers, lists of text nor encoded media are left out."""
 
-    place: Path
+    place: Place
     columns: tuple[str, ...]
     seed: bytes = b""
     kind: PieceKind = "rows"
 
     @classmethod
-    def open(cls, place: Path) -> ParquetTable:
+    def open(cls, place: Place) -> ParquetTable:
         """Open a file and read its schema."""
         parquet = _pyarrow()
         try:
-            schema = parquet.read_schema(place)
+            schema = parquet.read_schema(local_copy(place))
         except (OSError, ValueError) as error:
             raise CorpusError(f"the parquet file cannot be read: {error}", where=str(place)) from error
         return cls(place, tuple(field.name for field in schema if _readable(field.type)))
@@ -50,7 +50,7 @@ class ParquetTable:
         """Rows ``[start, stop)``; only the row groups that hold them are read."""
         number = start
         try:
-            with _pyarrow().ParquetFile(self.place) as file:
+            with _pyarrow().ParquetFile(local_copy(self.place)) as file:
                 end = file.metadata.num_rows if stop is None else min(stop, file.metadata.num_rows)
                 groups, skip = _groups(file.metadata, start, end)
                 for batch in file.iter_batches(_BLOCK, row_groups=groups, columns=list(self.columns)):

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ...cache.errors import CorpusError
 from ...cache.plan import PieceKind
+from ...cache.remote import Place
 from .digest import digest_range
 from .lines import LINE_LIMIT, open_source, raw_lines
 
@@ -48,7 +48,7 @@ class Table(Protocol):
         ...
 
     @property
-    def place(self) -> Path:
+    def place(self) -> Place:
         """The file."""
         ...
 
@@ -81,13 +81,13 @@ def _ignore(raw: bytes) -> None:
 class JsonlTable:
     """One JSON object a line."""
 
-    place: Path
+    place: Place
     columns: tuple[str, ...]
     kind: PieceKind = "lines"
     seed: bytes = b""
 
     @classmethod
-    def open(cls, place: Path) -> JsonlTable:
+    def open(cls, place: Place) -> JsonlTable:
         """Open a file, with the fields of its first records as columns."""
         first = islice(cls(place, ()).rows(), _PEEK)
         return cls(place, tuple(dict.fromkeys(name for row in first for name in row.values or ())))
@@ -141,7 +141,7 @@ def _is_utf8(raw: bytes) -> bool:
 class CsvTable:
     """Comma or tab separated values with a header; quoted cells may hold newlines."""
 
-    place: Path
+    place: Place
     columns: tuple[str, ...]
     delimiter: str
     seed: bytes
@@ -149,7 +149,7 @@ class CsvTable:
     kind: PieceKind = "lines"
 
     @classmethod
-    def open(cls, place: Path, delimiter: str) -> CsvTable:
+    def open(cls, place: Place, delimiter: str) -> CsvTable:
         """Open a file and read its header."""
         feed_of = cls(place, (), delimiter, b"")
         head = next(feed_of._cells(0, place.stat().st_size, 1, None), None)

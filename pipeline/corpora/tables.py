@@ -10,6 +10,7 @@ from typing import Any
 from ...cache.keys import caption_key, line_key, stem
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
+from ...cache.remote import Place, RemotePath
 from ..encoders.base import Item, Modality
 from .base import CorpusSettings, Survey, Task
 from .columns import Columns, caption_problem, captions_of, choose, key_text, record_of
@@ -23,7 +24,7 @@ from .rows import CsvTable, JsonlTable, Row, Table
 from .table_plan import plan_rows
 
 
-def open_table(place: Path) -> Table:
+def open_table(place: Place) -> Table:
     """Open a table by its extension."""
     kind = extension(place.name)
     if kind == "parquet":
@@ -39,20 +40,20 @@ class TableSource:
     """A table; keys are its key column, or ``<relative stem>:<9-digit line>`` where it has none."""
 
     name: str
-    place: Path
+    place: Place
     modality: Modality
     settings: CorpusSettings
     table: Table
     used: Columns
 
     @classmethod
-    def open(cls, name: str, place: Path, modality: Modality, settings: CorpusSettings) -> TableSource:
+    def open(cls, name: str, place: Place, modality: Modality, settings: CorpusSettings) -> TableSource:
         """Open a table and choose its columns; NoColumnError where it lacks the one that the modality needs."""
         table = open_table(place)
         return cls(name, place, modality, settings, table, choose(table.columns, modality, settings, str(place)))
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The folder that media paths are relative to; the file itself for captions."""
         return self.place if self.modality == "text" else self.place.parent
 
@@ -172,6 +173,8 @@ class TableSource:
         """A path as it may stand in a cache: never absolute."""
         if not Path(path).is_absolute():
             return path
+        if isinstance(self.place, RemotePath):
+            return Path(path).name
         inside = Path(path).is_relative_to(self.place.parent)
         return Path(path).relative_to(self.place.parent).as_posix() if inside else Path(path).name
 
@@ -187,7 +190,7 @@ class TableSource:
         if not isinstance(cell, str) or not cell or unfit(cell):
             return Failure("", "read", "NoPath", f"{cell!r} in column {self.used.path} is no path"), None
         if "://" in cell or cell.startswith("pipe:"):
-            return Failure("", "read", "RemotePath", f"{cell} is not a local file; download it first"), None
+            return Failure("", "read", "RemotePath", f"{cell} is not beside the table; download it first"), None
         place = self._placed(cell)
         return load_file(self.place.parent, place, self.settings.max_item_bytes), place
 

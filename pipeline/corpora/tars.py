@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...cache.errors import CorpusError
 from ...cache.keys import caption_key, stem, tar_key
 from ...cache.ledger import Failure
 from ...cache.plan import Piece
+from ...cache.remote import Place
 from ..encoders.base import Item, Modality
 from .audit import NEEDS_DECODING, Audit, Member, Sample, audit_tar
 from .base import CorpusSettings, Survey, Task
@@ -27,12 +27,12 @@ class TarSource:
     """One archive, one unit; keys are ``<tar stem>/<__key__>``."""
 
     name: str
-    place: Path
+    place: Place
     modality: Modality
     settings: CorpusSettings
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The archive itself."""
         return self.place
 

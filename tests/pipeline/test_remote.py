@@ -1,0 +1,347 @@
+"""Corpora and caches at URLs: the keys, plans, identities and rows of a local copy; one line for what goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import numpy as np
+import pytest
+from cmcr.cache.errors import CacheError, CmcrError, CorpusError, MissingExtraError
+from cmcr.cache.reader import Cache, open_cache
+from cmcr.cache.remote import RemotePath
+from cmcr.cache.remote_cache import RemoteCache
+from cmcr.cache.urls import as_url, local_path
+from cmcr.pipeline.corpora import open_corpus
+from cmcr.pipeline.encode import encode
+from PIL import Image
+
+FILE = Path(__file__).with_name("my_encoders.py")
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Python's own server, which knows no ranges; notes what is asked, and breaks off or refuses what it is told to."""
+
+    asked: list[str]
+    cut: dict[str, int]
+    refused: dict[str, int]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.asked.append(unquote(self.path))
+        name = unquote(self.path).rpartition("/")[2]
+        if name in self.refused:
+            self.send_error(self.refused[name])
+        elif self.cut.get(name, 0) > 0:
+            self.cut[name] -= 1
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+        else:
+            super().do_GET()
+
+
+class Server:
+    """A web server on this machine over a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.handler = type("H", (Handler,), {"asked": [], "cut": {}, "refused": {}})
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(self.handler, directory=str(folder))
+        )
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Server]:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "data").mkdir()
+    server = Server(tmp_path / "data")
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CMCR_REMOTE_CACHE", str(tmp_path / "spool"))
+    monkeypatch.setattr("cmcr.cache.remote.time.sleep", lambda seconds: None)
+    yield
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+
+
+def fill(folder: Path) -> None:
+    """A corpus of every kind that is not parquet."""
+    (folder / "photos" / "sea side").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "sea side/c ü.png", ".hidden.png")):
+        Image.new("RGB", (40 + number, 20), (number * 60, 90, 200)).save(folder / "photos" / name)
+    (folder / "photos" / "a.txt").write_text("a red boat\n")
+    (folder / "captions.txt").write_text("".join(f"caption number {i}\n" for i in range(1000)))
+    (folder / "table.csv").write_text("key,caption\n" + "".join(f"k{i},text {i}\n" for i in range(30)))
+    (folder / "lines.jsonl").write_text("".join(f'{{"id": "j{i}", "text": "t {i}"}}\n' for i in range(20)))
+    (folder / "media.csv").write_text("id,path\none,photos/a.png\ntwo,photos/gone.png\n")
+    for shard in range(2):
+        with tarfile.open(folder / f"s-{shard}.tar", "w") as archive:
+            for number in range(3):
+                for suffix, data in (("png", (folder / "photos" / "b.png").read_bytes()), ("txt", b"words")):
+                    info = tarfile.TarInfo(f"{shard}{number}.{suffix}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+
+
+def upload(folder: Path, base: str) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            memory.pipe_file(f"{base}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+GIVEN = [
+    ("text", "captions.txt"),
+    ("text", "table.csv"),
+    ("text", "lines.jsonl"),
+    ("text", "s-{0..1}.tar"),
+    ("image", "s-0.tar"),
+    ("image", "photos"),
+    ("image", "photos/"),
+    ("image", "photos/b.png"),
+    ("image", "media.csv"),
+    ("text", "photos"),
+]
+
+
+def everything(given: str, modality: Any) -> Any:
+    """Plan and content of an input."""
+    corpus = open_corpus([given], modality)
+    update = corpus.plan([], 16)
+    return update, [list(corpus.read(unit)) for unit in update.units]
+
+
+@pytest.mark.parametrize(("modality", "name"), GIVEN)
+@pytest.mark.parametrize("kind", ["memory", "http"])
+def test_a_corpus_at_a_url_has_the_plan_and_the_items_of_its_local_copy(
+    tmp_path: Path, web: Server, kind: str, modality: str, name: str
+) -> None:
+    fill(tmp_path / "data")
+    upload(tmp_path / "data", "memory://bucket/data")
+    base = web.url if kind == "http" else "memory://bucket/data"
+    assert everything(f"{base}/{name}", modality) == everything(f"{tmp_path}/data/{name}", modality)
+
+
+def test_a_pattern_of_urls_is_that_of_local_paths(tmp_path: Path) -> None:
+    fill(tmp_path / "data")
+    upload(tmp_path / "data", "memory://bucket/data")
+    for modality, pattern in (("image", "*.tar"), ("image", "photos/**/*.png"), ("image", "s-[1-9].tar")):
+        assert everything(f"memory://bucket/data/{pattern}", modality) == everything(
+            f"{tmp_path}/data/{pattern}", modality
+        )
+    with pytest.raises(CorpusError, match="the pattern matches no file"):
+        open_corpus(["memory://bucket/data/*.nothing"], "text")
+
+
+def test_parquet_is_read_at_a_url(tmp_path: Path, web: Server) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "data" / "t.parquet"
+    parquet.write_table(arrow.table({"key": [f"k{i}" for i in range(40)], "caption": ["c"] * 40}), file)
+    assert everything(f"{web.url}/t.parquet", "text") == everything(str(file), "text")
+
+
+def test_a_file_url_is_a_local_path(tmp_path: Path) -> None:
+    fill(tmp_path / "data")
+    assert everything(f"file://{tmp_path}/data/photos/sea%20side", "image") == everything(
+        f"{tmp_path}/data/photos/sea side", "image"
+    )
+    assert local_path("file:///a/b%20c") == "/a/b c"
+    assert as_url(Path("s3://bucket/x")) == "s3://bucket/x"
+    assert as_url("captions.txt") is None
+    assert as_url("C:/captions.txt") is None
+
+
+def test_a_large_file_is_identified_by_its_ends_and_fetched_once(tmp_path: Path, web: Server) -> None:
+    (tmp_path / "data" / "t.txt").write_text("".join(f"caption {i}\n" for i in range(5000)))
+    corpus = open_corpus([f"{web.url}/t.txt"], "text")
+    for unit in corpus.plan([], 1000).units:
+        assert len(list(corpus.read(unit))) == 1000
+    assert web.handler.asked.count("/t.txt") == 1
+    everything(f"{web.url}/t.txt", "text")
+    assert web.handler.asked.count("/t.txt") == 1
+    (tmp_path / "data" / "t.txt").write_text("other\n" * 7)
+    assert len(everything(f"{web.url}/t.txt", "text")[1][0]) == 7
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".txt", ".txt"]
+
+
+def test_old_copies_make_room_for_new_ones(tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMCR_REMOTE_CACHE_BYTES", "2500")
+    for name in "abcd":
+        (tmp_path / "data" / f"{name}.txt").write_text("x" * 1000 + "\n")
+        everything(f"{web.url}/{name}.txt", "text")
+    assert sum(path.stat().st_size for path in (tmp_path / "spool").iterdir()) == 2002
+
+
+def settings(encoder: str, modality: str = "text") -> dict[str, Any]:
+    return {"modality": modality, "encoder": f"{FILE}:{encoder}", "shard_size": 16, "batch_size": 4}
+
+
+def content(cache: Path) -> dict[str, bytes]:
+    files = [p for p in cache.rglob("*") if p.is_file() and p.relative_to(cache).parts[0] not in ("runs", "index")]
+    return {p.relative_to(cache).as_posix(): p.read_bytes() for p in files}
+
+
+def test_encoding_a_url_gives_the_cache_of_its_local_copy_byte_for_byte(tmp_path: Path, web: Server) -> None:
+    fill(tmp_path / "data")
+    encode(f"{web.url}/captions.txt", tmp_path / "far", **settings("TextTable"))
+    encode(tmp_path / "data" / "captions.txt", tmp_path / "near", **settings("TextTable"))
+    assert content(tmp_path / "far") == content(tmp_path / "near")
+    again = encode(tmp_path / "data" / "captions.txt", tmp_path / "far", **settings("TextTable"))
+    assert (again.shards_now, again.known) == (0, 1000)
+
+
+def test_files_that_break_off_or_are_refused_are_tried_again_then_lines_of_the_ledger(
+    tmp_path: Path, web: Server
+) -> None:
+    fill(tmp_path / "data")
+    web.handler.cut["a.png"] = 2  # the third try is whole
+    corpus = open_corpus([f"{web.url}/photos"], "image")
+    unit = corpus.plan([], 16).units[0]
+    web.handler.cut["a.png"] = 2
+    assert [type(found).__name__ for found in corpus.read(unit)] == ["Item", "Item", "Item"]
+    web.handler.cut["a.png"] = 99
+    with pytest.raises(CorpusError, match="at least one of 3 files"):
+        list(corpus.read(unit))
+    web.handler.cut.clear()
+    web.handler.refused["b.png"] = 403
+    refused = open_corpus([f"{web.url}/photos"], "image")
+    report = encode(f"{web.url}/photos", tmp_path / "cache", **settings("Pixels", "image"))
+    assert (report.rows, report.failed) == (2, 1)
+    assert refused.plan([], 16).units[0].rows == 3
+    failure = next(iter(open_cache(tmp_path / "cache").failures()))
+    assert (failure.key, failure.stage, failure.error) == ("b", "read", "PermissionError")
+    assert failure.message == "b.png cannot be read: access is refused: are credentials for this service set?"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        ("{web}/none.txt", CorpusError, r"cannot be read: No such file or directory"),
+        ("memory://bucket/none.txt", CorpusError, r"No such file or directory"),
+        ("http://127.0.0.1:9/t.txt", CorpusError, "cannot be read: ClientConnectorError: Cannot connect"),
+        ("s3://bucket/t.txt", MissingExtraError, r"(?s)s3:// needs a library.*pip install 'cmcr\[remote\]'"),
+        ("nosuch://bucket/t.txt", CacheError, "nosuch:// cannot be read: Protocol not known"),
+        ("pipe:cat t.txt", CorpusError, "pipes are never run"),
+    ],
+)
+def test_what_cannot_be_had_is_one_clear_error(web: Server, given: str, kind: type[CmcrError], says: str) -> None:
+    if given.startswith("s3") and _installed("s3fs"):
+        pytest.skip("s3fs is installed")
+    with pytest.raises(kind, match=says):
+        open_corpus([given.replace("{web}", web.url)], "text")
+
+
+def _installed(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def test_a_truncated_text_file_is_refused_before_anything_is_planned(tmp_path: Path, web: Server) -> None:
+    fill(tmp_path / "data")
+    web.handler.cut["captions.txt"] = 99
+    with pytest.raises(CorpusError, match=r"captions.txt cannot be opened: "):
+        encode(f"{web.url}/captions.txt", tmp_path / "cache", **settings("TextTable"))
+    assert not (tmp_path / "cache").exists()
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A cache of four shards with a failure and a second plan."""
+    source = tmp_path / "t.txt"
+    source.write_text("".join(f"!nan {i}\n" if i == 20 else f"caption {i}\n" for i in range(40)))
+    encode(source, tmp_path / "data" / "cache", **settings("TextTable"))
+    with source.open("a") as more:
+        more.write("".join(f"late {i}\n" for i in range(9)))
+    encode(source, tmp_path / "data" / "cache", **settings("TextTable"))
+    return tmp_path / "data" / "cache"
+
+
+def same(far: Cache, near: Cache) -> None:
+    assert far.keys() == near.keys()
+    assert np.array_equal(far.read(0, len(far)), near.read(0, len(near)))
+    assert far.captions([0, len(far) - 1]) == near.captions([0, len(near) - 1])
+    assert [f.key for f in far.failures()] == [f.key for f in near.failures()]
+    assert np.array_equal(far.gather(near.keys()[::7]), near.gather(near.keys()[::7]))
+    assert far.content_id() == near.content_id()
+
+
+@pytest.mark.parametrize("kind", ["memory", "http", "http without listings"])
+def test_a_finished_cache_reads_at_a_url_as_it_does_locally(
+    tmp_path: Path, web: Server, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "http without listings":
+        monkeypatch.setattr(web.handler, "list_directory", lambda self, path: self.send_error(403))
+    upload(finished, "memory://bucket/cache")
+    url = f"{web.url}/cache" if kind.startswith("http") else "memory://bucket/cache"
+    same(open_cache(url), Cache(finished))
+    same(open_cache(Path(url)), Cache(finished))
+
+
+def test_shards_are_fetched_when_they_are_read_and_once(tmp_path: Path, web: Server, finished: Path) -> None:
+    far = open_cache(f"{web.url}/cache")
+    shards = [path for path in web.handler.asked if path.endswith(".h5")]
+    assert shards == []
+    far.read(0, 3)
+    far.read(0, 3)
+    assert [path for path in web.handler.asked if path.endswith(".h5")] == ["/cache/shards/00000.g0.h5"]
+    open_cache(f"{web.url}/cache").read(0, 3)
+    assert web.handler.asked.count("/cache/shards/00000.g0.h5") == 1
+    copy = far.__reduce__()
+    assert isinstance(copy[0](*copy[1]), RemoteCache)
+
+
+def test_a_remote_cache_that_was_retried_is_read_anew(tmp_path: Path, web: Server, finished: Path) -> None:
+    before = open_cache(f"{web.url}/cache")
+    assert len(before.keys()) == len(before)
+    encode(tmp_path / "t.txt", finished, overwrite=True, **{**settings("TextTable"), "batch_size": 3})
+    after = open_cache(f"{web.url}/cache")
+    same(after, Cache(finished))
+    assert sorted(path.name for path in (after.path / "shards").glob("*.h5")) == sorted(m.file for m in after.shards)
+
+
+def test_a_shard_that_does_not_arrive_whole_is_no_rows(tmp_path: Path, web: Server, finished: Path) -> None:
+    far = open_cache(f"{web.url}/cache")
+    web.handler.cut["00001.g0.h5"] = 99
+    with pytest.raises(CacheError, match=r"shards/00001.g0.h5 cannot be fetched"):
+        far.read(0, len(far))
+    damaged = finished / "shards" / "00002.g0.h5"
+    damaged.write_bytes(bytes(len(damaged.read_bytes())))
+    with pytest.raises(CacheError, match=r"00002.g0.h5 cannot be fetched: the download is not whole: what came fails"):
+        far.key_range(32, 33)
+    assert [path.name for path in (far.path / "shards").glob("*.h5")] == ["00000.g0.h5"]
+    with pytest.raises(CacheError, match=r"The cache cannot be read: No such file or directory"):
+        open_cache(f"{web.url}/nothing")
+
+
+def test_the_query_of_an_address_is_sent_and_never_shown(tmp_path: Path, web: Server) -> None:
+    (tmp_path / "data" / "t.txt").write_text("one\ntwo\n")
+    corpus = open_corpus([f"{web.url}/t.txt?signature=secret"], "text")
+    corpus.plan([], 16)
+    assert "/t.txt?signature=secret" in web.handler.asked
+    assert corpus.roots == {"t.txt": f"{web.url}/t.txt"}
+    assert "secret" not in str(RemotePath.parse(f"{web.url}/t.txt?signature=secret").parent)
