@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from . import marker as markers
-from .leases import Leases
+from .leases import IMPATIENT, Leases
 from .plan import Unit
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Claims:
         self._waiting = waiting
         self._stopped = False  # a plain flag: a signal handler may set it while this very thread holds a lock
         self._wake = threading.Event()
+        self._patience = IMPATIENT
         self._given: dict[int, Unit] = {}
         self._back: deque[Unit] = deque()
         self._busy: set[int] = set()  # seen in the hands of another worker
@@ -68,6 +69,7 @@ class Claims:
                 later.append(self._back.popleft())
             free = self._first_free(ahead, later) if self._leases is not None else ahead.popleft() if ahead else None
             if free is not None:
+                self._patience = IMPATIENT
                 self._given[free.shard] = free
                 yield free
             elif ahead:
@@ -114,9 +116,10 @@ class Claims:
         if self._waiting is not None:
             self._waiting(count)
             self._waiting = None
-        end = time.monotonic() + self._leases.poll
-        while not self._stopped and not self._back and time.monotonic() < end:
-            time.sleep(min(PAUSE, self._leases.poll))
+        end = time.monotonic() + self._patience
+        while not self._stopped and not self._back and (left := end - time.monotonic()) > 0:
+            time.sleep(min(PAUSE, left))
+        self._patience = min(2 * self._patience, self._leases.poll)
 
     def is_overtaken(self, unit: Unit) -> bool:
         """Whether another worker took the unit over before it was begun here; then it is left to that one."""

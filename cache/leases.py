@@ -23,6 +23,7 @@ from .lease_files import FOLDER, Claim, Holder, claim_files, machine, read_claim
 
 SECONDS = 60.0
 SECONDS_VARIABLE = "CMCR_LEASE_SECONDS"
+IMPATIENT = 0.05  # seconds before the first look at what others hold; each next one comes after twice as long
 BEATS = 6  # heartbeats within the time after which a lease expires
 
 
@@ -159,8 +160,10 @@ class Leases:
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
         """Hold a lease for the length of the block; waits until it is free."""
+        patience = IMPATIENT
         while not self.claim(name):
-            time.sleep(self.poll)
+            time.sleep(patience)
+            patience = min(2 * patience, self.poll)
         try:
             yield
         finally:

@@ -137,6 +137,7 @@ def test_ctrl_c_stops_all_workers_cleanly_and_a_second_run_goes_on(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background run without it
         env={**os.environ, "CMCR_TEST_PACE": "0.4"},
     )
     while len(list(output.glob("shards/*.json"))) < 2:
