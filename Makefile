@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/cmcr demo --output $(OUTPUT)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow and not slurm and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 torture: $(READY)   # the long counts: kills, fuzzing, memory, full-length fits
 	$(BIN)/python -m pytest tests -m "slow" --timeout=3600 -s

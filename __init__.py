@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .cache.join import join as join
     from .cache.reader import open_cache as open_cache
     from .cache.verify import verify as verify
+    from .pipeline.cluster.retry import retry as retry
+    from .pipeline.cluster.status import status as status
+    from .pipeline.cluster.submit import submit as submit
     from .pipeline.compare import compare as compare
     from .pipeline.demo.run import demo as demo
     from .pipeline.encode import encode as encode
@@ -48,6 +51,9 @@ _HOMES = {
     "search": ".pipeline.search",
     "evaluate": ".pipeline.evaluate",
     "compare": ".pipeline.compare",
+    "submit": ".pipeline.cluster.submit",
+    "status": ".pipeline.cluster.status",
+    "retry": ".pipeline.cluster.retry",
     "demo": ".pipeline.demo.run",
 }
 

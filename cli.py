@@ -65,6 +65,10 @@ Encoder = Annotated[
 
 Connector = Annotated[Path, typer.Option("--connector", help="Connector folder.")]
 CachePath = Annotated[Path, typer.Argument(help="The cache.")]
+Tasks = Annotated[int, typer.Option("--tasks", help="Tasks of the array; they share the shards.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs of a task.")]
+Partition = Annotated[str, typer.Option("--partition", help="Partition to queue in.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the tasks, then print the status.")]
 ResultFile = Annotated[Path | None, typer.Option("--output", help="Also write the result as a JSON file.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Keep the result file of this very run.")]
 Overlays = Annotated[Path | None, typer.Option("--overlays", help="Folder for pictures of the first frames.")]
@@ -838,6 +842,104 @@ def encoders_pull(
     with _maybe(silent, lambda: CountBar("pull")) as progress:
         report = run(names, say=None if silent else _say, progress=progress)
     _show(pull_lines(report), report, json)
+
+
+@app.command()
+def submit(
+    command: Annotated[list[str], typer.Argument(help="After --: encode, complete, project or fit, and its flags.")],
+    tasks: Tasks = 1,
+    gpus: Gpus = 0,
+    cpus: Annotated[int, typer.Option("--cpus", help="Cores of a task; 0 leaves them to the cluster.")] = 0,
+    memory: Annotated[str, typer.Option("--memory", help="Memory of a task, as in 32G.")] = "",
+    partition: Partition = "",
+    account: Annotated[str, typer.Option("--account", help="Account that pays.")] = "",
+    time: Annotated[
+        str, typer.Option("--time", help="Of a task: minutes, H:MM:SS or D-HH:MM; one that needs longer goes on later.")
+    ] = "4:00:00",
+    throttle: Annotated[int, typer.Option("--throttle", help="Tasks at the same time; 0 for all.")] = 0,
+    extra: Annotated[
+        list[str] | None, typer.Option("--extra", help="Option of sbatch: constraint=a100, exclusive; may repeat.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None, typer.Option("--setup", help="Shell line that tasks run first: 'module load cuda'.")
+    ] = None,
+    cluster: Annotated[str, typer.Option("--cluster", help="slurm, or local: processes of this machine.")] = "slurm",
+    wait: Wait = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print script and plan; queue nothing.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run a command as a job array: cmcr submit --tasks 8 -- encode --modality text ..."""
+    from .pipeline.cluster.options import parse_extra
+    from .pipeline.cluster.submit import submit as run
+
+    given: dict[str, Any] = {
+        "tasks": tasks, "gpus": gpus, "cpus": cpus, "memory": memory, "partition": partition, "account": account,
+        "time": time, "throttle": throttle, "extra": parse_extra(extra or ()), "setup": setup or (), "cluster": cluster,
+    }  # fmt: skip
+    if not (quiet or json):
+        _say("checking the command, its inputs and its weights")
+    _submitted(run(command, dry_run=dry_run, **given), wait, json)
+
+
+def _submitted(made: Any, wait: bool, json: bool) -> None:
+    """Print a submission, and wait for its tasks if asked to."""
+    from .pipeline.cluster import lines
+
+    _show(lines.submission_lines(made), made.to_json(), json)
+    if not (wait and made.jobs):
+        return
+    try:
+        made.wait()
+    except KeyboardInterrupt:
+        _say(lines.waiting_line(made))
+        raise typer.Exit(130) from None
+    if made.words[0] != "fit":
+        status(made.output, max_failure_rate=1.0, json=json)
+    elif not (made.output / "config.json").exists():
+        _say(f"error: the fit did not end well; its log is in {made.logs}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    cache: CachePath,
+    max_failure_rate: Annotated[
+        float, typer.Option("--max-failure-rate", help="Share of lost items that still counts as good.")
+    ] = 0.0,
+    json: Json = False,
+) -> None:
+    """Say how far a cache is. Exit code 0: finished and nothing lost, 3: work goes on, 1: neither (cmcr retry)."""
+    from .pipeline.cluster.lines import status_lines
+    from .pipeline.cluster.status import status as run
+
+    now = run(cache)
+    _show(status_lines(now), now.to_json(), json)
+    if code := now.exit_code(max_failure_rate):
+        raise typer.Exit(code)
+
+
+@app.command()
+def retry(
+    cache: CachePath,
+    tasks: Annotated[int | None, typer.Option("--tasks", help="Tasks, where not as many as before.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of a task, where not as before.")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="Memory of a task, where not as before.")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Partition, where not as before.")] = None,
+    time: Annotated[str | None, typer.Option("--time", help="Time of a task, where not as before.")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="slurm or local, where not as before.")] = None,
+    wait: Wait = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print script and plan; queue nothing.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Submit what failed again: shards that are not done, and those of an encode that lost items."""
+    from .pipeline.cluster.retry import retry as run
+
+    given = {"tasks": tasks, "gpus": gpus, "memory": memory, "partition": partition, "time": time, "cluster": cluster}
+    if not (quiet or json):
+        _say("checking the command, its inputs and its weights")
+    _submitted(run(cache, dry_run=dry_run, **{n: v for n, v in given.items() if v is not None}), wait, json)
 
 
 @app.command()

@@ -35,13 +35,17 @@ COMMANDS = (
     ("encoders",),
     ("encoders", "check"),
     ("encoders", "pull"),
+    ("submit",),
+    ("status",),
+    ("retry",),
     ("doctor",),
 )
 HEAD = """# Commands
 
 Every command calls one function of the package and prints what it returns; `--json` prints the same as JSON. Errors go
 to standard error with what happened, where, and what to do next. Exit codes: 0 done, 1 an error or a cache that is not
-sound, 2 a command line that cannot be read, 130 interrupted (what is written stays: the same command goes on).
+sound, 2 a command line that cannot be read, 3 (`cmcr status`) work that still goes on, 130 interrupted (what is written
+stays: the same command goes on).
 
 This page is made from the help texts by `scripts/write_cli_docs.py`.
 """

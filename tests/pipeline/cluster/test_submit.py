@@ -1,0 +1,238 @@
+"""Submitting: what is refused before anything is queued, the script, and tasks as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cmcr.cache.errors import CmcrError, MissingExtraError, RecipeError
+from cmcr.cache.lease_files import read_claims
+from cmcr.cli import app
+from cmcr.pipeline.cluster.foresee import command_words
+from cmcr.pipeline.cluster.options import JobOptions, parse_extra
+from cmcr.pipeline.cluster.retry import retry
+from cmcr.pipeline.cluster.status import status
+from cmcr.pipeline.cluster.submit import Submission, submit
+from cmcr.pipeline.cluster.task import Task
+from cmcr.pipeline.encode import encode
+from typer.testing import CliRunner
+
+ENCODERS = Path(__file__).parents[1] / "my_encoders.py"
+ROWS = 16
+
+
+def content(cache: Path) -> dict[str, bytes]:
+    files = [p for p in cache.rglob("*") if p.is_file() and p.relative_to(cache).parts[0] not in ("runs", "index")]
+    return {p.relative_to(cache).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A text file of eight shards."""
+    file = tmp_path / "captions.txt"
+    file.write_text("".join(f"caption {i}\n" for i in range(8 * ROWS)))
+    return file
+
+
+def command(source: Path, cache: Path, encoder: str = "PacedTable") -> list[str]:
+    words = ["--modality", "text", "--encoder", f"{ENCODERS}:{encoder}", "--shard-size", str(ROWS), "--batch-size", "4"]
+    return ["encode", *words, "--input", str(source), "--output", str(cache)]
+
+
+@pytest.fixture
+def paced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tasks take a while to a batch; where they write what they encode."""
+    monkeypatch.setenv("CMCR_TEST_SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("CMCR_TEST_PACE", "0.05")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "seen"
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words), prog_name="cmcr")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("4:00:00", 240), ("0:00:30", 1), ("10:30", 11), ("1-12", 2160), ("2-00:10", 2890), ("1-0:0:1", 1441)],
+)
+def test_times_are_read_as_slurm_reads_them(text: str, minutes: int) -> None:
+    assert JobOptions(time=text).minutes == minutes
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "0", "-5", "2h"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="no length of time"):
+        JobOptions(time=text)
+
+
+@pytest.mark.parametrize(("minutes", "warning"), [(1, 20), (3, 60), (240, 90)])
+def test_the_warning_before_a_short_limit_is_a_third_of_it(minutes: int, warning: int) -> None:
+    assert JobOptions(time=str(minutes)).warning_seconds == warning
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no command is given"),
+        (["search", "--text", "a dog"], "encode, complete, project or fit, not 'search'"),
+        (["encoed"], "did you mean encode?"),
+        (["encode", "--dry-run"], "belongs before the two dashes"),
+        (["encode", "--overwrite"], "would take back what the others did"),
+        (["encode", "--worker", "3", "--workers", "8"], "the same worker"),
+    ],
+)
+def test_commands_that_an_array_cannot_run_are_refused(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        command_words(words)
+    assert said in str(error.value)
+
+
+def test_commands_are_taken_as_words_or_as_one_text() -> None:
+    expected = ["encode", "--input", "my file.txt", "--worker", "auto"]
+    assert command_words("cmcr encode --input 'my file.txt' --worker auto") == expected
+    assert command_words(expected) == expected
+
+
+def test_a_fit_is_one_task() -> None:
+    with pytest.raises(RecipeError, match="one process, and 4 tasks would not share it"):
+        submit("fit --config connect.toml", tasks=4)
+
+
+def test_missing_weights_are_said_before_anything_is_queued(source: Path, tmp_path: Path) -> None:
+    words = ["--modality", "text", "--encoder", "ulip:PointBERT/nowhere.pt", "--input", str(source)]
+    result = run("submit", "--cluster", "local", "--", "encode", *words, "--output", str(tmp_path / "cache"))
+    assert result.exit_code == 1
+    assert "nowhere.pt" in result.output.splitlines()[1]
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shard-siez", "3"], "error: No such option: --shard-siez"),
+        (["--input", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_said_in_its_own_words(
+    words: list[str], said: str, source: Path, tmp_path: Path
+) -> None:
+    result = run("submit", "--cluster", "local", "--quiet", "--", *command(source, tmp_path / "cache"), *words)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_slurm_and_without_submitit_one_line_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CmcrError, match="no Slurm here"):
+        submit(command(source, tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(MissingExtraError, match="submitit"):
+        submit(command(source, tmp_path / "cache"))
+
+
+def test_a_dry_run_prints_plan_and_script_without_slurm_and_writes_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paced: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["--tasks", "3", "--dry-run", "--partition", "gpu", "--gpus", "1", "--time", "1:30:00", "--throttle", "2"]
+    words += ["--extra", "constraint=a100", "--extra", "--exclusive", "--setup", "module load cuda", "--account", "lab"]
+    result = run("submit", *words, "--", *command(source, tmp_path / "cache"))
+    assert result.exit_code == 0, result.output
+    flags = [line.removeprefix("#SBATCH --") for line in result.output.splitlines() if line.startswith("#SBATCH")]
+    wanted = {"array=0-2%2", "partition=gpu", "gpus-per-node=1", "time=90", "constraint=a100", "exclusive"}
+    assert wanted | {"account=lab", "requeue", "signal=USR2@90", "job-name=cmcr-encode"} <= set(flags)
+    assert "module load cuda" in result.output.splitlines()
+    assert "plan: 3 tasks" in result.output
+    assert "3 of 8 shards a task" in result.output
+    assert not (tmp_path / "cache").exists()
+
+
+def test_extra_options_have_names() -> None:
+    assert parse_extra(["constraint=a100", "--exclusive"]) == {"constraint": "a100", "exclusive": ""}
+    with pytest.raises(RecipeError, match="no name"):
+        parse_extra(["=3"])
+
+
+def submitted(source: Path, cache: Path, **options: Any) -> Submission:
+    return submit(command(source, cache), cluster="local", **options)
+
+
+def workers(cache: Path, count: int) -> list[int]:
+    """Process ids of the workers that hold leases, once there are so many and a shard is done."""
+    end = time.monotonic() + 60
+    while True:
+        found = sorted({claim.holder.pid for claim in read_claims(cache).values() if claim.holder is not None})
+        if len(found) >= count and list(cache.glob("shards/*.json")):
+            return found
+        assert time.monotonic() < end, "the tasks do not begin"
+        time.sleep(0.02)
+
+
+def test_local_tasks_killed_are_seen_to_be_gone_and_retried_to_the_bytes_of_one_process(
+    source: Path, tmp_path: Path, paced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    made = submitted(source, cache, tasks=2)
+    for victim in workers(cache, 2):
+        os.kill(victim, signal.SIGKILL)
+    assert made.wait(30)
+    now = status(cache)
+    assert (now.state, now.exit_code(), now.running) == ("stopped", 1, 0)
+    assert 0 < now.done < 8
+    monkeypatch.setenv("CMCR_TEST_PACE", "0")
+    result = run("retry", str(cache), "--wait")
+    assert result.exit_code == 0, result.output
+    assert f"of {8 - now.done} shards a task" in result.output
+    assert "8 of 8 shards done" in result.output
+    assert run("status", str(cache)).exit_code == 0
+    assert "nothing to do" in run("retry", str(cache)).output
+    encode(source, tmp_path / "one", modality="text", encoder=f"{ENCODERS}:PacedTable", shard_size=ROWS, batch_size=4)
+    assert content(cache) == content(tmp_path / "one")
+
+
+def test_a_task_asked_to_leave_by_sigusr2_finishes_its_shard_and_comes_back(
+    source: Path, tmp_path: Path, paced: Path
+) -> None:
+    cache = tmp_path / "cache"
+    made = submitted(source, cache, tasks=1)
+    (worker,) = workers(cache, 1)
+    now = status(cache)
+    assert (now.state, now.exit_code(), now.workers) == ("working", 3, 1)
+    with pytest.raises(CmcrError, match="1 tasks of this cache run"):
+        retry(cache)
+    os.kill(worker, signal.SIGUSR2)
+    assert made.wait(60)
+    assert status(cache).state == "finished"
+    seen = [line.split()[-1] for line in paced.read_text().splitlines()][8:]  # the dry run times one batch twice
+    assert len(seen) == len(set(seen)) == 8 * ROWS, "a shard in flight was not finished, or was begun again"
+    assert len(list((cache / "runs").glob("*.jsonl"))) == 3, "the task ran twice"
+
+
+def test_a_task_that_gets_nowhere_within_its_time_is_not_queued_for_ever(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task(["encode"], str(tmp_path), minutes=1)
+    task._started, task._before = time.monotonic() - 50, task._progress()
+    assert task.checkpoint() is None
+    assert "would not help" in capsys.readouterr().err
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "00000.json").write_text("{}")
+    assert task.checkpoint().function.words == ("encode",)
+
+
+def test_a_retry_without_a_recorded_submission_says_what_to_do(source: Path, tmp_path: Path, paced: Path) -> None:
+    encode(source, tmp_path / "one", modality="text", encoder=f"{ENCODERS}:PlainTable")
+    with pytest.raises(CmcrError, match="No submission is recorded"):
+        retry(tmp_path / "one")
+    result = run("status", str(tmp_path / "nothing"))
+    assert (result.exit_code, "There is no cache here" in result.output) == (1, True)
