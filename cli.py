@@ -367,6 +367,12 @@ def search(
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Hits for each query.")] = 10,
     index: Annotated[str, typer.Option("--index", help="kept, exact, or made first: auto, hnsw, ivf.")] = "kept",
+    memory_budget: Annotated[
+        str | None, typer.Option("--memory-budget", help="For an index that auto makes, as in 2GB.")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="Cache of queries to measure its recall on.")
+    ] = None,
     space: Annotated[str | None, typer.Option("--space", help="Where two spaces have the modality.")] = None,
     encoder: Encoder = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
@@ -391,7 +397,10 @@ def search(
     }
     asked |= {"vectors": vectors, "where": where, "key_pattern": key_pattern, "caption_contains": caption_contains}
     given: Any = {name: value for name, value in {**asked, "no_duplicates": no_duplicates}.items() if value}
-    result = run(connector, gallery, k=k, space=space, encoder=encoder, device=device, index=index, **given)
+    result = run(
+        connector, gallery, k=k, space=space, encoder=encoder, device=device, index=index, memory_budget=memory_budget,
+        held_out=held_out, **given,
+    )  # fmt: skip
     if shape in ("jsonl", "csv"):
         typer.echo(printed(result, shape), nl=False)
     else:

@@ -16,6 +16,8 @@ from ..cache import fsio
 from ..cache.errors import CmcrError, MissingExtraError
 from ..cache.faiss_index import load_faiss
 from ..cache.manifest import read_plans
+from ..cache.marker import list_markers, read_marker
+from ..cache.plan import Plan
 from ..cache.reader import Cache
 from .shared import as_cache
 
@@ -35,8 +37,9 @@ class Export:
     rows, dim : int
     since : int or None
         Generation after which rows were taken; None: all.
-    generation : int
-        Newest generation of the cache: what the next export gives as ``since``.
+    generation : int or None
+        What the next export gives as ``since``: the newest generation that is there whole, and all before it. None
+        while the first is not: then everything is exported again.
     """
 
     files: tuple[Path, ...]
@@ -44,7 +47,7 @@ class Export:
     rows: int
     dim: int
     since: int | None
-    generation: int
+    generation: int | None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record."""
@@ -56,7 +59,9 @@ class Export:
         return [
             f"{self.rows:,} rows of {self.dim}{which} as {self.format}",
             *(f"  {file}" for file in self.files),
-            f"newest generation: {self.generation} (next time: --since {self.generation})",
+            "the cache is not finished: next time export everything"
+            if self.generation is None
+            else f"finished generation: {self.generation} (next time: --since {self.generation})",
         ]
 
 
@@ -104,12 +109,12 @@ def export_cache(
     return Export(tuple(files), format, len(rows), opened.dim, since, newest)
 
 
-def _rows_since(cache: Cache, since: int | None) -> tuple[Rows, int]:
-    """Rows of the shards planned after a generation, and the newest generation."""
+def _rows_since(cache: Cache, since: int | None) -> tuple[Rows, int | None]:
+    """Rows of the shards planned after a generation, and the newest generation that is finished."""
     plans = read_plans(cache.path)
-    newest = plans[-1].generation if plans else 0
+    newest, whole = (plans[-1].generation, _finished(cache, plans)) if plans else (0, 0)
     if since is None:
-        return np.arange(len(cache), dtype=np.int64), newest
+        return np.arange(len(cache), dtype=np.int64), whole
     if not 0 <= since <= newest:
         raise CmcrError(
             f"The cache has the generations 0 to {newest}, not {since}.",
@@ -122,7 +127,19 @@ def _rows_since(cache: Cache, since: int | None) -> tuple[Rows, int]:
         for n, marker in enumerate(cache.shards)
         if marker.shard in wanted
     ]
-    return np.concatenate([np.empty(0, np.int64), *parts]), newest
+    return np.concatenate([np.empty(0, np.int64), *parts]), whole
+
+
+def _finished(cache: Cache, plans: list[Plan]) -> int | None:
+    """The newest generation of which, and of all before it, no planned shard is still to come."""
+    seen = {marker.shard for marker in cache.shards}  # as the cache was opened: what was written since is not exported
+    seen |= {shard for shard, path in list_markers(cache.path / "shards").items() if read_marker(path).state != "done"}
+    finished = None
+    for plan in plans:
+        if not seen.issuperset(unit.shard for unit in plan.units):
+            break
+        finished = plan.generation
+    return finished
 
 
 def _blocks(cache: Cache, rows: Rows) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:

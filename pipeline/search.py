@@ -11,8 +11,8 @@ from ..cache.reader import Cache
 from ..trainer.connector import Connector
 from .queries import Query
 from .searcher import Hit, Searcher
-from .searching.asking import Entrance, ask
-from .searching.choice import IndexSettings
+from .searching.asking import Entrance, ask, sampled
+from .searching.choice import IndexSettings, settings_of
 from .searching.duplicates import distinct_topk
 from .searching.filters import Filters
 from .shared import Vectors, as_cache, as_connector
@@ -127,6 +127,8 @@ def search(
     device: str | None = None,
     block: int = 16384,
     index: str | IndexSettings = "kept",
+    memory_budget: int | str | None = None,
+    held_out: Cache | str | Path | None = None,
     **asked: Unpack[Asked],
 ) -> SearchResult:
     """The k nearest gallery rows of each query, by cosine in the shared space.
@@ -149,6 +151,11 @@ def search(
     index : str or IndexSettings
         ``kept`` (an index that lies beside the gallery and is of its present content, else exact), ``exact``,
         ``auto``, ``hnsw`` or ``ivf``, which make or grow the index first.
+    memory_budget : int or str, optional
+        What ``auto`` lets an index take when all of it is in memory, as in ``"4GB"``; 2 GiB if not said.
+    held_out : Cache or path, optional
+        Queries like those that will be asked, on which the recall of an index that is made or grown is measured, in
+        place of ones drawn from the gallery.
     **asked
         ``text``, ``image``, ``audio``, ``points`` (one or several, also of several kinds), or ``query`` (a cache;
         ``key=`` picks rows), ``vectors`` (an array or .npy, of ``space`` or of the shared space), ``mix``
@@ -171,8 +178,10 @@ def search(
     filters = _filters(rest)
     distinct = rest.pop("no_duplicates", None)
     opened = as_cache(gallery)
+    settings = settings_of("exact" if filters else index, memory_budget)
+    measured_on = None if held_out is None else sampled(loaded, as_cache(held_out), settings)
     # One search passes over the gallery once, so nothing is worth keeping.
-    searcher = Searcher(loaded, opened, block=block, memory_budget=0, index="exact" if filters else index)
+    searcher = Searcher(loaded, opened, block=block, memory_budget=0, index=settings, held_out=measured_on)
     queries, vectors = ask(Entrance(loaded, opened, space, encoder), rest)
     return answer(searcher, queries, vectors, k, filters=filters, no_duplicates=distinct)
 
@@ -208,7 +217,7 @@ def answer(
         notes.append(f"{len(among):,} of {len(gallery):,} rows fulfil {filters.describe()}")
     if k > len(gallery):
         notes.append(f"the gallery has {len(gallery):,} rows, fewer than the {k:,} hits asked for")
-    if searcher.index is not None:
+    if searcher.worth_saying:
         notes.append(searcher.how)
     return SearchResult(
         queries=queries,

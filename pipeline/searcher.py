@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..cache.errors import CacheError, CmcrError, ConnectorError
 from ..cache.faiss_index import has_faiss
 from ..cache.runs import find_source
 from .searching.choice import IndexSettings, choose_kind
-from .searching.gallery_index import GalleryIndex, kept_index, made_index
+from .searching.gallery_index import AHEAD, GalleryIndex, kept_index, made_index
 from .searching.row_keys import RowKeys
 from .searching.topk import RunningTopK
 from .shared import SharedView
@@ -97,7 +98,7 @@ class Searcher:
         self._keep = len(gallery) * self.view.dim * 4 <= memory_budget
         settings = index if isinstance(index, IndexSettings) else IndexSettings(kind=index)
         self._keys = RowKeys(gallery)
-        self.index, self.how = _indexed(self.view, settings, held_out)
+        self.index, self.how, self.worth_saying = _indexed(self.view, settings, held_out)
 
     @property
     def dim(self) -> int:
@@ -149,7 +150,7 @@ class Searcher:
             return self._exact(vectors, k, self._blocks())
         found, rows = self.index.search(vectors, k)
         scores = found.astype(np.float64)
-        if rows[:, -1].min() < 0:  # the lists visited held fewer than k rows: search those queries exactly
+        if rows.min() < 0:  # the lists visited held fewer than k rows: search those queries exactly
             short = np.flatnonzero(rows[:, -1] < 0)
             scores[short], rows[short] = self._exact(vectors[short], k, self._blocks())
         return scores, rows
@@ -170,9 +171,7 @@ class Searcher:
     def find(self, vectors: Vectors, k: int = 10) -> tuple[Scores, Rows, list[list[str]]]:
         """Scores, rows and keys of the k best for each of (Q, D) unit rows: the quick way to ask."""
         scores, rows = self.topk(vectors, k)
-        keys = self._keys.at(rows.ravel())
-        width = rows.shape[1]
-        return scores, rows, [keys[at : at + width] for at in range(0, len(keys), width)] if width else []
+        return scores, rows, self._keys.lines(rows)
 
     def _check(self, vectors: Vectors, k: int) -> None:
         if k < 1:
@@ -183,7 +182,8 @@ class Searcher:
                 where=str(self.gallery.path),
                 todo="project them first: connector.project(vectors, space=NAME)",
             )
-        if not np.isfinite(vectors).all():
+        # one dot product says for most that every entry is finite
+        if not math.isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
             raise CmcrError(
                 "A query vector has NaN or infinite entries.", todo="check where the query vectors come from"
             )
@@ -221,13 +221,17 @@ class Searcher:
         ]
 
 
-def _indexed(view: SharedView, settings: IndexSettings, held_out: Vectors | None) -> tuple[GalleryIndex | None, str]:
-    """The index that the settings ask for, None for exact search, and what is used in one line."""
+def _indexed(
+    view: SharedView, settings: IndexSettings, held_out: Vectors | None
+) -> tuple[GalleryIndex | None, str, bool]:
+    """The index that the settings ask for, None for exact search; what is used; whether a reader should know."""
     if settings.kind == "kept":
-        found = kept_index(view)
-        return found, found.describe() if found is not None else "exact: no index of this content is kept"
+        found, what = kept_index(view)
+        return found, what or "exact: no index lies beside the gallery", bool(what)
     kind, why = choose_kind(len(view), view.dim, settings, has_faiss())
     if kind is None:
-        return None, why
+        return None, why, False
     made = made_index(view, kind, settings, held_out)
-    return made, made.describe()
+    if settings.kind == "auto" and kind == "hnsw" and made is not None and made.record.recall < settings.recall:
+        made = made_index(view, "ivf", settings, held_out)  # lists that all may be visited reach any recall
+    return made, made.describe() if made is not None else AHEAD, True

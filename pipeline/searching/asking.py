@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...cache.bank import sample_rows
 from ...cache.errors import CmcrError
 from ...cache.reader import Cache
 from ...cache.vectors import Float32, normalize_rows
 from ..embed import FLAGS, embed, one_input
 from ..queries import Query, cache_queries, query_rows, raw_queries
 from ..shared import SharedView, as_cache
+from .choice import IndexSettings
 from .mixes import Term, blend, read_mix
 
 if TYPE_CHECKING:
@@ -76,6 +78,13 @@ def ask(entrance: Entrance, asked: dict[str, Any]) -> Asked:
     if not parts:
         one_input({})  # says what may be asked
     return tuple(query for queries, _ in parts for query in queries), np.concatenate([rows for _, rows in parts])
+
+
+def sampled(connector: Connector, cache: Cache, settings: IndexSettings) -> Float32:
+    """Rows of a query cache on which an index is measured, drawn by the seed: (Q, D) unit rows of the shared space."""
+    view = SharedView(cache, connector)
+    count = min(len(cache), settings.queries)
+    return view.rows(sample_rows(len(cache), count, settings.seed) if count else query_rows(cache, None))
 
 
 def _listed(mix: str | Sequence[str] | None) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...cache.errors import CmcrError
+from ...trainer.settings import parse_size
 
 Kind = Literal["hnsw", "ivf"]
 CHOICES = ("auto", "kept", "exact", "hnsw", "ivf")
@@ -50,6 +51,17 @@ class IndexSettings:
             raise CmcrError(f"A recall lies between 0 and 1, not {self.recall}.", todo="for example 0.995")
         if self.queries < 1:
             raise CmcrError(f"At least one query is held out, not {self.queries}.", todo="give a positive number")
+
+
+def settings_of(index: str | IndexSettings, memory_budget: int | str | None = None) -> IndexSettings:
+    """Settings by the name of an index, with a budget as in ``"4GB"`` where one is said."""
+    settings = index if isinstance(index, IndexSettings) else IndexSettings(kind=index)
+    if memory_budget is None:
+        return settings
+    try:
+        return replace(settings, memory_budget=parse_size(memory_budget))
+    except ValueError as error:
+        raise CmcrError(f"The memory budget cannot be read: {error}.", todo="for example 4GB") from error
 
 
 def graph_bytes(rows: int, dim: int) -> int:

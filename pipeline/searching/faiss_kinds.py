@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cache.bank import sample_rows
+from ...cache.errors import CacheError
 from ...cache.faiss_index import load_faiss
 from ...cache.vectors import Float32
 from ..shared import SharedView
 from .choice import NEIGHBOURS, Kind, lists_for_search
 
 Rows = npt.NDArray[np.int64]
-CONSTRUCTION = 80  # candidates while the graph is built
+CONSTRUCTION = 40  # candidates while the graph is built
 TRAIN_ROWS = 32  # rows a list that k-means sees
 BLOCK = 16384
 MOST_PARTS = 8
@@ -71,8 +72,25 @@ def read_for_growth(path: Path) -> Any:
     """An index wholly in memory, which can be added to."""
     index = load_faiss().read_index(str(path))
     if hasattr(index, "hnsw"):
+        check_graph(index)
         index.hnsw.efConstruction = CONSTRUCTION
     return index
+
+
+def check_graph(index: Any) -> None:
+    """Refuse a graph whose edges lead out of it: FAISS follows them unchecked, out of its memory.
+
+    Raises
+    ------
+    RuntimeError
+        As FAISS raises where it sees that a file is damaged.
+    """
+    view, graph = load_faiss().rev_swig_ptr, index.hnsw
+    edges = view(graph.neighbors.data(), graph.neighbors.size())  # (E,) int32, -1 where there is none
+    first = view(graph.offsets.data(), graph.offsets.size())  # (M + 1,)
+    sound = len(first) == index.ntotal + 1 and int(first[-1]) == len(edges) and bool((first[1:] >= first[:-1]).all())
+    if not sound or int(edges.max(initial=-1)) >= index.ntotal or int(edges.min(initial=0)) < -1:
+        raise RuntimeError("edges of the graph lead out of it")
 
 
 def part_of(path: Path, view: SharedView, start: int) -> Any:
@@ -115,8 +133,11 @@ class OpenIndex:
         # Without the flag (FAISS before 1.11) a graph is read into memory.
         flag = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if kind == "hnsw" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         self.parts = [faiss.read_index(str(path), flag) for path in paths]
+        if kind == "hnsw":
+            check_graph(self.parts[0])
         self._faiss = faiss
         self._view = view
+        self._where = str(paths[0])
         self._effort: tuple[int, Any] = (0, None)
 
     @property
@@ -137,9 +158,11 @@ class OpenIndex:
     def search(self, vectors: Float32, k: int, effort: int) -> tuple[Float32, Rows]:
         """Float32 cosines and rows, (Q, k) each, best first; -1 where less was found."""
         if self.kind == "hnsw":
-            if self._effort[0] != effort:
-                self._effort = (effort, self._faiss.SearchParametersHNSW(efSearch=effort))
-            scores, rows = self.parts[0].search(vectors, k, params=self._effort[1])
+            known, said = self._effort
+            if known != effort:
+                said = self._faiss.SearchParametersHNSW(efSearch=effort)
+                self._effort = (effort, said)
+            scores, rows = self.parts[0].search(vectors, k, params=said)
             return scores, rows
         return self._rescored(vectors, self._proposed(vectors, min(2 * k + SPARE, self.rows), effort), k)
 
@@ -157,6 +180,12 @@ class OpenIndex:
 
     def _rescored(self, vectors: Float32, proposed: Rows, k: int) -> tuple[Float32, Rows]:
         unique, back = np.unique(proposed, return_inverse=True)
+        if unique[0] < -1 or unique[-1] >= len(self._view):
+            raise CacheError(
+                "The index of a gallery names rows that are not there.",
+                where=self._where,
+                todo="delete that file; the index is made again",
+            )
         known = self._view.rows(np.maximum(unique, 0))  # (U, D)
         scores = np.einsum("qd,qkd->qk", vectors, known[back.reshape(proposed.shape)])
         scores[proposed < 0] = -np.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
@@ -42,11 +42,9 @@ class Condition:
 
     def holds(self, record: dict[str, Any] | None) -> bool:
         """Whether the record fulfils it; one without the field fulfils nothing, ``!=`` neither."""
-        found: Any = record
-        for name in self.field.split("."):
-            if not isinstance(found, dict) or name not in found:
-                return False
-            found = found[name]
+        there, found = self.value_in(record)
+        if not there:
+            return False
         if self.op == "~":
             if isinstance(found, list):
                 return any(_text(member).casefold() == self.value.casefold() for member in found)
@@ -58,9 +56,27 @@ class Condition:
                 return self.op == "!="
         return _COMPARE[self.op](_text(found), self.value)
 
+    def value_in(self, record: dict[str, Any] | None) -> tuple[bool, Any]:
+        """Whether the record has the field, and its value."""
+        found: Any = record
+        for name in self.field.split("."):
+            if not isinstance(found, dict) or name not in found:
+                return False, None
+            found = found[name]
+        return True, found
+
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def field_names(record: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of the fields of a record, those of nested records joined by dots."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def read_condition(text: str) -> Condition:
@@ -117,6 +133,7 @@ class Filters:
         ]
         rows: npt.NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *parts])
         if not len(rows):
+            self._check_fields(gallery, conditions)
             raise CmcrError(
                 f"No row of the gallery fulfils {self.describe()}.",
                 where=str(gallery.path),
@@ -139,6 +156,22 @@ class Filters:
                     where=str(gallery.path),
                     todo="encode it from a corpus that has them, or filter by key",
                 )
+
+    def _check_fields(self, gallery: Cache, conditions: Sequence[Condition]) -> None:
+        """Say so where nothing was found because no row has such a field."""
+        unseen, known = {one.field: one for one in conditions}, dict[str, None]()
+        for start in range(0, len(gallery), BLOCK):
+            if not unseen:
+                return
+            for record in gallery.meta(np.arange(start, min(start + BLOCK, len(gallery)))):
+                unseen = {field: one for field, one in unseen.items() if not one.value_in(record)[0]}
+                known.update(dict.fromkeys(field_names(record or {})))
+        if unseen:
+            raise CmcrError(
+                f"No row of the gallery has the field {min(unseen)!r}.",
+                where=str(gallery.path),
+                todo=f"its fields: {', '.join(list(known)[:20])}",
+            )
 
     def _among(
         self, gallery: Cache, rows: npt.NDArray[np.int64], conditions: Sequence[Condition]

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...cache.errors import CacheError
+from ...cache.reader import Cache
 from ...cache.vectors import Float32
 from ..shared import SharedView
 from . import faiss_kinds, held_out
@@ -19,8 +21,9 @@ from .faiss_kinds import OpenIndex, Rows
 from .held_out import HeldOut
 from .record import IndexRecord, Place, shards_of
 
-State = Literal["missing", "current", "grown", "other"]
+State = Literal["missing", "current", "grown", "ahead", "other"]
 REDRAW = 1.1  # held-out queries are drawn again when the gallery has grown by a tenth since
+AHEAD = "exact: the gallery has grown since it was opened, and its index with it; open it again to use the index"
 RETRAIN = 2.0  # and means or graph are made again when it has doubled, or needs twice the effort
 
 
@@ -58,25 +61,52 @@ def state_of(record: IndexRecord | None, view: SharedView) -> State:
     now = shards_of(view.cache)
     if record.shards == now:
         return "current"
-    return "grown" if record.shards == now[: len(record.shards)] else "other"
+    if record.shards == now[: len(record.shards)]:
+        return "grown"
+    if record.shards[: len(now)] != now:
+        return "other"
+    there = shards_of(Cache(view.cache.path))  # appended to since it was opened, or taken back to what it is now
+    return "ahead" if there[: len(record.shards)] == record.shards else "other"
 
 
-def kept_index(view: SharedView) -> GalleryIndex | None:
-    """An index that lies beside the gallery and is of its present content; makes nothing."""
+def kept_index(view: SharedView) -> tuple[GalleryIndex | None, str]:
+    """An index that lies beside the gallery and is of its present content, and what it is; makes nothing.
+
+    Without one, the second says what lies there instead; empty where nothing does.
+    """
     from ...cache.faiss_index import has_faiss
 
     kinds: tuple[Kind, ...] = ("hnsw", "ivf")
-    for kind in kinds:
-        place = Place(view, kind)
-        record = place.read()
-        if record is not None and state_of(record, view) == "current" and has_faiss():
+    places = [Place(view, kind) for kind in kinds]
+    lying = [(place, record) for place in places if (record := place.read()) is not None]
+    instead = ""
+    for place, record in sorted(lying, key=lambda one: one[1].recall < one[1].target):
+        state = state_of(record, view)
+        if state == "current" and has_faiss():
             found = _opened(place, record, view)
             if found is not None:
-                return found
-    return None
+                return found, found.describe()
+        instead = instead or _instead(record, state, view)
+    return None, instead
 
 
-def made_index(view: SharedView, kind: Kind, settings: IndexSettings, queries: Float32 | None = None) -> GalleryIndex:
+def _instead(record: IndexRecord, state: State, view: SharedView) -> str:
+    if state == "ahead":
+        return AHEAD
+    if state != "current":
+        return (
+            f"exact: the {record.kind} index beside the gallery is of {record.rows:,} rows as they were before; "
+            f"--index {record.kind} makes it one of the present {len(view):,}"
+        )
+    from ...cache.faiss_index import has_faiss
+
+    why = "is damaged; --index {} makes it again" if has_faiss() else "needs FAISS: pip install faiss-cpu"
+    return f"exact: the {record.kind} index beside the gallery {why.format(record.kind)}"
+
+
+def made_index(
+    view: SharedView, kind: Kind, settings: IndexSettings, queries: Float32 | None = None
+) -> GalleryIndex | None:
     """The index of the gallery: as it lies there, grown, or built.
 
     Parameters
@@ -86,6 +116,12 @@ def made_index(view: SharedView, kind: Kind, settings: IndexSettings, queries: F
     settings : IndexSettings
     queries : array (Q, D) float32, optional
         Unit rows on which recall is measured, in place of rows drawn from the gallery.
+
+    Returns
+    -------
+    GalleryIndex or None
+        None where the index that lies there covers rows that were appended after the gallery was opened: it is not
+        taken back to fewer.
 
     Raises
     ------
@@ -98,12 +134,15 @@ def made_index(view: SharedView, kind: Kind, settings: IndexSettings, queries: F
 
     load_faiss()
     place = Place(view, kind)
-    record = place.read()
-    state = state_of(record, view)
-    if record is not None and state == "current" and record.target >= settings.recall and queries is None:
-        found = _opened(place, record, view)
-        if found is not None:
-            return found
+    for _ in range(2):  # another process may replace record and files between the reading and the opening
+        record = place.read()
+        state = state_of(record, view)
+        if record is not None and state == "current" and record.target >= settings.recall and queries is None:
+            found = _opened(place, record, view)
+            if found is not None:
+                return found
+    if state == "ahead":
+        return None
     place.prepare()
     if record is not None and state in ("grown", "current") and len(view) < RETRAIN * record.trained_rows:
         found = _grown(place, record, view, settings, queries)
@@ -175,8 +214,13 @@ def _truth(
     """Held-out queries with answers over all rows, and whether the user gave them."""
     if queries is not None:
         return held_out.answered(view, queries), True
-    before = held_out.read(place.folder / record.held_out)
-    if record.given or len(view) < REDRAW * before.drawn:
+    try:
+        before = held_out.read(place.folder / record.held_out)
+    except CacheError:  # damaged; queries that were given cannot be made up
+        if record.given:
+            raise
+        before = None
+    if before is not None and (record.given or len(view) < REDRAW * before.drawn):
         return held_out.grown(before, view), record.given
     return held_out.draw(view, settings.queries, settings.seed), False
 

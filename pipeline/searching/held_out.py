@@ -17,7 +17,6 @@ from .faiss_kinds import OpenIndex
 from .topk import RunningTopK
 
 K = 10
-NOISE_NORM = 0.5  # a query's distance from the row that it was drawn around
 TIE = 1e-6  # scores of float32 nearer than this are one
 BLOCK = 16384
 
@@ -47,11 +46,17 @@ class HeldOut:
 
 
 def draw(view: SharedView, count: int, seed: int) -> HeldOut:
-    """Rows drawn from the whole gallery by a seeded rule, each moved by noise so that it is no row itself."""
-    numbers = sample_rows(len(view), min(count, len(view)), seed)
-    rng = np.random.default_rng([seed, len(view)])
-    noise = rng.standard_normal((len(numbers), view.dim), dtype=np.float32)
-    queries = view.rows(numbers) + NOISE_NORM * noise / np.sqrt(np.float32(view.dim))
+    """Queries halfway between two rows, drawn from the whole gallery by a seeded rule.
+
+    Queries of another modality lie between the rows rather than around them, where an index misses more: for 36,000
+    captions asked with pictures, a graph's recall on these is the pictures' own within half a point at every effort
+    from 64 on, while on rows moved by a little noise it is up to fourteen points above it (docs/log.md).
+    """
+    pairs = sample_rows(len(view), min(2 * count, len(view)), seed)
+    pairs = np.random.default_rng([seed, len(view)]).permutation(pairs)
+    half = max(1, len(pairs) // 2)
+    queries = view.rows(pairs[:half]) + view.rows(pairs[-half:])  # (Q, D); a single row stands for itself
+    queries[~queries.any(axis=1)] = 1.0  # opposite rows have nothing between them
     normalize_rows(queries)
     return answered(view, queries, len(view))
 

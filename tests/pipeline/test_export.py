@@ -76,6 +76,31 @@ def test_since_takes_the_rows_that_were_appended(
     assert np.load(tmp_path / "c.npy").shape == (nothing.rows, 6) == (0, 6)
 
 
+def test_a_generation_with_shards_to_come_is_exported_again_next_time(make_cache: MakeCache, tmp_path: Path) -> None:
+    from cmcr.cache.marker import marker_name
+
+    cache = make_cache("images", 12, shards=(5, 4, 3))
+    plan = cache.path / "plan-00000.json"
+    record = json.loads(plan.read_text(encoding="utf-8"))
+    units = record["units"]
+    for generation, part in enumerate((units[:1], units[1:])):  # the second and third shard planned by a second run
+        again = {**record, "generation": generation, "units": part}
+        plan.with_name(f"plan-{generation:05d}.json").write_text(json.dumps(again), encoding="utf-8")
+    last = cache.path / "shards" / marker_name(2)
+    marker = last.read_bytes()
+    last.unlink()  # the run was killed before it
+    first = export_cache(cache.path, tmp_path / "a.npy")
+    assert (first.rows, first.generation) == (9, 0), "generation 1 is not finished, so it must come again"
+    assert "--since 0" in first.lines()[-1]
+    last.write_bytes(marker)
+    second = export_cache(cache.path, tmp_path / "b.npy", since=first.generation)
+    assert (second.rows, second.generation) == (7, 1)
+    (cache.path / "shards" / marker_name(0)).unlink()
+    third = export_cache(cache.path, tmp_path / "c.npy")
+    assert (third.rows, third.generation) == (7, None)
+    assert "next time export everything" in third.lines()[-1]
+
+
 def test_odd_exports_get_one_clear_line(make_cache: MakeCache, tmp_path: Path) -> None:
     cache = make_cache("images", 3)
     for message, about in (

@@ -12,6 +12,7 @@ from cmcr.cache.errors import CmcrError
 from cmcr.cache.reader import Cache
 from cmcr.pipeline.search import search
 from cmcr.pipeline.searcher import Searcher
+from cmcr.pipeline.searching.choice import settings_of
 from cmcr.pipeline.searching.duplicates import distinct_topk
 from cmcr.pipeline.searching.filters import Filters, read_condition
 from cmcr.pipeline.searching.mixes import Term, blend, read_mix
@@ -152,6 +153,39 @@ def test_filters_that_nothing_fulfils_say_so(
         Filters(key_pattern="dusk/*").rows(described)
     with pytest.raises(CmcrError, match="no meta to filter by"):
         Filters(where=("a = 1",)).rows(make_cache("bare", 3))
+
+
+def test_a_field_that_no_row_has_is_named_with_those_that_are_there(described: Cache, make_cache: MakeCache) -> None:
+    for condition, field in (("yaer >= 2000", "yaer"), ("by.nom = Ann", "by.nom"), ("by.name.x = Ann", "by.name.x")):
+        with pytest.raises(CmcrError, match=f"No row of the gallery has the field '{field}'") as error:
+            Filters(where=(condition, "year > 0")).rows(described)
+        assert "its fields: by.name, tags, year" in str(error.value)
+    with pytest.raises(CmcrError, match="No row of the gallery fulfils year > 9999"):  # the field is there
+        Filters(where=("year > 9999",)).rows(described)
+
+
+def test_an_index_is_measured_on_a_cache_of_ones_own_queries_within_a_budget(
+    make_connector: MakeConnector, make_cache: MakeCache
+) -> None:
+    pytest.importorskip("faiss")
+    connector, gallery = make_connector(), make_cache("images", 400)
+    sounds = make_cache("sounds", 30, space="clap")
+    result = search(connector, gallery, query=sounds, index="ivf", held_out=sounds, k=3)
+    assert "ivf of 400 rows" in result.notes[0]
+    searcher = Searcher(connector, gallery, index="ivf")
+    assert searcher.index is not None
+    assert searcher.index.record.given
+    from cmcr.pipeline.searching import held_out
+    from cmcr.pipeline.searching.record import Place
+
+    kept = held_out.read(Place(searcher.view, "ivf").folder / searcher.index.record.held_out)
+    np.testing.assert_array_equal(kept.queries, connector.project(sounds.rows(np.arange(30)), "clap"))
+    with pytest.raises(CmcrError, match="memory budget cannot be read"):
+        search(connector, gallery, query=sounds, memory_budget="much")
+    assert settings_of("auto", "4GB").memory_budget == 4 * 10**9
+    empty = make_cache("none", np.empty((0, 8), np.float32), space="clap")
+    with pytest.raises(CmcrError, match="query cache has no rows"):
+        search(connector, gallery, query=sounds, index="ivf", held_out=empty)
 
 
 def naive_distinct(rows: np.ndarray, query: np.ndarray, k: int, cosine: float) -> list[int]:

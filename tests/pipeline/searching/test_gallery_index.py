@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from cmcr.cache import faiss_index, fsio
 from cmcr.cache.errors import CmcrError, MissingExtraError
-from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.reader import Cache
-from cmcr.cache.writer import ShardData, write_cache
 from cmcr.pipeline.searcher import Searcher
 from cmcr.pipeline.searching import choice, faiss_kinds, held_out
 from cmcr.pipeline.searching.choice import IndexSettings
@@ -28,25 +26,6 @@ def clustered(rows: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     found = centres[rng.integers(0, 60, rows)] + 0.7 * rng.normal(size=(rows, DIM))
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
-
-
-@pytest.fixture
-def grow(tmp_path: Path) -> Grow:
-    """Write the gallery of given shards (float32, in the shared space already) anew; equal shards are equal bytes."""
-
-    def make(*shards: np.ndarray) -> Cache:
-        import shutil
-
-        shutil.rmtree(tmp_path / "gallery", ignore_errors=True)
-        manifest = CacheManifest("id-x", "x", "image", "toy", "print", DIM, dtype="float32")
-        starts = np.cumsum([0, *map(len, shards)])
-        data = (
-            ShardData([f"item/{start + n:05d}" for n in range(len(rows))], rows)
-            for start, rows in zip(starts, shards, strict=False)
-        )
-        return write_cache(tmp_path / "gallery", manifest, data)
-
-    return make
 
 
 def recall(searcher: Searcher, k: int = 10) -> float:
