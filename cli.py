@@ -162,9 +162,7 @@ def encode(
     with stopping() as stop, _maybe(quiet or json, lambda: RichProgress(f"encode {modality}")) as progress:
         report = run(inputs, output, progress=progress, stop=stop, **settings)
     _show(terminal.encode_lines(report), report.to_json(), json)
-    if report.unfinished:
-        _say(f"stopped with {report.unfinished} shards to do; run the same command again to go on")
-        raise typer.Exit(stop.exit_code)
+    _left(report.unfinished, stop)
 
 
 _NOT_SETTINGS = {"output", "input", "more", "dry_run", "quiet", "json"}
@@ -187,30 +185,36 @@ def complete(
     seed: Seed = 0,
     device: Device = "cpu",
     overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Complete every row of a cache by the softmax-weighted retrieval from a memory bank."""
+    """Complete every row of a cache by the softmax-weighted retrieval from a memory bank; run it again to go on."""
     from .pipeline import terminal
     from .pipeline.progress import CountBar
+    from .pipeline.stopping import stopping
     from .trainer.completed_cache import complete as run
+    from .trainer.completed_cache import plan_complete
 
-    with _maybe(quiet or json, lambda: CountBar("complete")) as progress:
-        report = run(
-            query,
-            bank,
-            output,
-            tau,
-            search=search,
-            tolerance=tolerance,
-            precision=precision,
-            bank_rows=bank_rows,
-            seed=seed,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    settings: dict[str, Any] = {
+        "search": search, "tolerance": tolerance, "precision": precision, "bank_rows": bank_rows, "seed": seed,
+        "device": device,
+    }  # fmt: skip
+    if dry_run:
+        plan = plan_complete(query, bank, output, tau, **settings)
+        _show(terminal.derived_plan_lines(plan), plan.to_json(), json)
+        return
+    with stopping() as stop, _maybe(quiet or json, lambda: CountBar("complete")) as progress:
+        report = run(query, bank, output, tau, overwrite=overwrite, progress=progress, stop=stop, **settings)
     _show(terminal.completion_lines(report), report, json)
+    _left(report.unfinished, stop)
+
+
+def _left(unfinished: int, stop: Any) -> None:
+    """Say that a run was asked to stop before the end, and end as the signal would have."""
+    if unfinished:
+        _say(f"stopped with {unfinished} shards to do; run the same command again to go on")
+        raise typer.Exit(stop.exit_code)
 
 
 @app.command()
@@ -325,18 +329,26 @@ def project(
     batch_size: BatchSize = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, mps or auto.")] = None,
     overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Project a cache into the shared space; run it again when the cache has grown."""
     from .pipeline import terminal
     from .pipeline.progress import CountBar
+    from .pipeline.project import plan_project
     from .pipeline.project import project as run
+    from .pipeline.stopping import stopping
 
-    more: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    with _maybe(quiet or json, lambda: CountBar("project")) as progress:
-        report = run(connector, input, output, device=device, overwrite=overwrite, progress=progress, **more)
+    settings: dict[str, Any] = {"device": device} | ({} if batch_size is None else {"batch_size": batch_size})
+    if dry_run:
+        plan = plan_project(connector, input, output, **settings)
+        _show(terminal.derived_plan_lines(plan), plan.to_json(), json)
+        return
+    with stopping() as stop, _maybe(quiet or json, lambda: CountBar("project")) as progress:
+        report = run(connector, input, output, overwrite=overwrite, progress=progress, stop=stop, **settings)
     _show(terminal.project_lines(report), report, json)
+    _left(report.unfinished, stop)
 
 
 @app.command()

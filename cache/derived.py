@@ -1,27 +1,36 @@
 """Derived caches: one shard for each shard of a parent cache, made once and kept up to date as the parent changes.
 
 What is to be done is planned from values alone (:func:`compare`), then written through the writer (:func:`follow`).
+Any number of processes may do it together: they share the shards by leases (:mod:`.derived_sharing`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import commit, fsio
+from . import commit, fsio, housekeeping
 from .errors import CacheError
-from .manifest import list_plans, plan_bytes, plan_name, read_plan, units_of
+from .manifest import (
+    MANIFEST_NAME,
+    CacheManifest,
+    list_plans,
+    plan_bytes,
+    plan_name,
+    read_manifest,
+    read_plan,
+    units_of,
+)
 from .mapped import Indices
 from .marker import DoneMarker, find_marker, shard_name
 from .plan import Piece, Plan, Unit
-
-if TYPE_CHECKING:
-    from .reader import Cache
-    from .writer import CacheWriter
+from .reader import Cache
+from .writer import CacheWriter
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,15 @@ class Work:
         Of ``todo``, those planned again because their parent was rewritten.
     vanished : int
         Shards taken back because their parent is gone.
+    parent : Cache
+        The parent as it was looked at last: rows are numbered in this one.
     """
 
     todo: tuple[tuple[Unit, ParentShard], ...]
     kept: int
     renewed: int
     vanished: int
+    parent: Cache
 
     @property
     def rows(self) -> int:
@@ -165,7 +177,9 @@ def follow(writer: CacheWriter, parent: Cache, fingerprint: str) -> Work:
     """Bring the plan of a derived cache up to its parent, and say which shards are to be made.
 
     New parent shards are planned as a new generation. A plan that holds renewed shards is replaced whole; until they
-    are written the old rows stand. Shards whose parent is gone are taken back. Killed anywhere, it is run again.
+    are written the old rows stand. Shards whose parent is gone are taken back. Killed anywhere, it is run again. One
+    process at a time changes the plan, and looks at the parent anew before it does: an older view of a parent that
+    grows must not take back what a newer one planned.
 
     Parameters
     ----------
@@ -175,20 +189,87 @@ def follow(writer: CacheWriter, parent: Cache, fingerprint: str) -> Work:
     fingerprint : str
         Of everything beside the parent that decides a derived row.
     """
-    shards = parent_shards(parent.shards, fingerprint)
-    try:
-        changes = compare(units_of(writer.plans), shards)
-    except CacheError as error:
-        raise CacheError(error.what, where=str(writer.path), todo=error.todo) from error
-    for number, plan in enumerate(replanned(writer.plans, changes.renewed)):
-        if plan != writer.plans[number]:
-            fsio.write_atomic(writer.path / plan_name(plan.generation), plan_bytes(plan))
-            writer.plans[number] = plan
-    vanished = sum(_take_back(writer, unit) for unit in changes.vanished)
-    writer.append_plan(changes.fresh, max((unit.rows or 0 for unit in changes.fresh), default=1) or 1)
+    shards, changes = _compared(writer, parent, fingerprint)
+    vanished = 0
+    if changes.renewed or changes.fresh or _still_there(writer, changes) or "plan" in writer.leases.claims():
+        with writer.leases.held("plan"):
+            writer.refresh()
+            parent = _as_it_is(parent)
+            shards, changes = _compared(writer, parent, fingerprint)
+            for number, plan in enumerate(replanned(writer.plans, changes.renewed)):
+                if plan != writer.plans[number]:
+                    fsio.write_atomic(writer.path / plan_name(plan.generation), plan_bytes(plan))
+                    writer.plans[number] = plan
+            vanished = sum(_take_back(writer, unit) for unit in changes.vanished)
+            writer.append_plan(changes.fresh, max((unit.rows or 0 for unit in changes.fresh), default=1) or 1)
     numbers = ((unit, parent_of(unit)) for unit in writer.pending())
     todo = tuple((unit, shards[number]) for unit, number in numbers if number in shards)
-    return Work(todo, len(shards) - len(todo), len(changes.renewed), vanished)
+    return Work(todo, len(shards) - len(todo), len(changes.renewed), vanished, parent)
+
+
+@dataclass(frozen=True)
+class DerivedPlan:
+    """What a run would make; nothing was written.
+
+    Parameters
+    ----------
+    output : Path
+    shards_before, shards_now : int
+        Shards that are there and still right, and those that a run would make.
+    rows : int
+        Of the parent, in the shards to make.
+    """
+
+    output: Path
+    shards_before: int
+    shards_now: int
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``--json``."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+def foresee(output: Path, manifest: CacheManifest, parent: Cache, fingerprint: str) -> DerivedPlan:
+    """What :func:`follow` would give to be made in ``output``, whose writer would be opened with ``manifest``.
+
+    Raises
+    ------
+    CacheError
+        The output is another cache, or none.
+    """
+    housekeeping.refuse_foreign_folder(output)
+    kept = manifest
+    if (output / MANIFEST_NAME).exists():
+        kept = read_manifest(output)
+        kept.check_same(manifest, str(output))
+    writer = CacheWriter(output, kept, manifest.fingerprint)
+    changes = _compared(writer, parent, fingerprint)[1]
+    right = {unit.shard for unit in changes.kept} - {unit.shard for unit in writer.pending()}
+    left = [unit for unit in (*changes.kept, *changes.renewed, *changes.fresh) if unit.shard not in right]
+    return DerivedPlan(output, len(right), len(left), sum(unit.rows or 0 for unit in left))
+
+
+def _compared(writer: CacheWriter, parent: Cache, fingerprint: str) -> tuple[dict[int, ParentShard], Changes]:
+    shards = parent_shards(parent.shards, fingerprint)
+    try:
+        return shards, compare(units_of(writer.plans), shards)
+    except CacheError as error:
+        raise CacheError(error.what, where=str(writer.path), todo=error.todo) from error
+
+
+def _as_it_is(parent: Cache) -> Cache:
+    """The parent as it is on disk now; the very same where nothing changed, and where it is a copy from elsewhere."""
+    if type(parent) is not Cache:
+        return parent
+    now = Cache(parent.path)
+    return parent if now.shards == parent.shards else now
+
+
+def _still_there(writer: CacheWriter, changes: Changes) -> bool:
+    """Whether a shard whose parent is gone has not been taken back yet."""
+    found = (find_marker(writer.path, unit.shard) for unit in changes.vanished)
+    return any(marker is not None and marker.state == "done" for marker in found)
 
 
 def _take_back(writer: CacheWriter, unit: Unit) -> bool:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from ..cache import runs
-from ..cache.derived import follow
+from ..cache.derived import DerivedPlan, follow, foresee
+from ..cache.derived_sharing import Shared, Stop
 from ..cache.errors import CmcrError
 from ..cache.ledger import Failure
 from ..cache.manifest import CacheManifest
@@ -52,6 +53,8 @@ class ProjectReport:
         Wall time.
     notes : tuple of str
         Remarks for the reader.
+    unfinished : int
+        Shards left for another run because this one was asked to stop.
     """
 
     output: Path
@@ -65,6 +68,7 @@ class ProjectReport:
     failed: int
     seconds: float
     notes: tuple[str, ...] = ()
+    unfinished: int = 0
 
 
 def project(
@@ -77,11 +81,13 @@ def project(
     dtype: Literal["float16", "float32"] = "float16",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    stop: Stop | None = None,
 ) -> ProjectReport:
     """Write the rows of a cache, in the shared space, as a cache of the kind ``projected``.
 
     Run again, it projects what is new or changed and nothing else; killed, it goes on where it was. Keys, captions,
-    sources and meta are those of the raw cache; join by key, because rows that were added late stand at the end.
+    sources and meta are those of the raw cache; join by key, because rows that were added late stand at the end. Any
+    number of processes may run the same call at once: they share the shards.
 
     Parameters
     ----------
@@ -100,6 +106,8 @@ def project(
         Make an existing cache anew.
     progress : callable, optional
         Called with (rows done, rows to do) after each shard.
+    stop : Stop, optional
+        Once it is requested, the shard that is begun is finished and no other is begun.
 
     Raises
     ------
@@ -109,23 +117,13 @@ def project(
         The cache is in none of the connector's spaces.
     """
     started = perf_counter()
-    loaded, parent = as_connector(connector, device), as_cache(input)
-    if batch_size < 1:
-        raise CmcrError(f"A batch has at least one row, not {batch_size}.", todo="give --batch-size a positive number")
-    if parent.manifest.kind == "projected":
-        raise CmcrError(
-            "This cache is in a shared space already.", where=str(parent.path), todo="project the raw cache"
-        )
-    if Path(output).resolve() == Path(parent.path).resolve():
-        raise CmcrError("Input and output are the same cache.", where=str(output), todo="choose another --output")
-    fingerprint = connector_fingerprint(loaded)
-    head = loaded.space_of(parent.manifest)
-    manifest = _manifest(loaded, parent, head, fingerprint, dtype)
+    loaded, parent, head, manifest = _checked(connector, input, output, batch_size, device, dtype)
     with CacheWriter.open(output, manifest, overwrite=overwrite) as writer:
-        work = follow(writer, parent, fingerprint)
-        run = _Run(loaded, head, parent, batch_size)
+        work = follow(writer, parent, connector_fingerprint(loaded))
+        shared = Shared(writer, work, stop)
+        run = _Run(loaded, head, work.parent, batch_size)
         done = 0
-        for unit, shard in work.todo:
+        for unit, shard in shared:
             run.shard(writer, unit, shard.rows)
             done += shard.marker.ok
             if progress is not None:
@@ -136,15 +134,52 @@ def project(
         Path(output),
         head,
         loaded.dim,
-        len(work.todo),
+        shared.made,
         run.rows,
-        work.kept,
+        work.kept + shared.by_others,
         work.renewed,
         work.vanished,
         run.failed,
         seconds,
         tuple(run.notes),
+        shared.unfinished,
     )
+
+
+def plan_project(
+    connector: Connector | str | Path,
+    input: Cache | str | Path,
+    output: str | Path,
+    *,
+    batch_size: int = 8192,
+    device: str | None = None,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> DerivedPlan:
+    """What :func:`project` would do with the same arguments. Writes nothing, and raises what it would raise."""
+    loaded, parent, _, manifest = _checked(connector, input, output, batch_size, device, dtype)
+    return foresee(Path(output), manifest, parent, connector_fingerprint(loaded))
+
+
+def _checked(
+    connector: Connector | str | Path,
+    input: Cache | str | Path,
+    output: str | Path,
+    batch_size: int,
+    device: str | None,
+    dtype: Literal["float16", "float32"],
+) -> tuple[Connector, Cache, str, CacheManifest]:
+    """Connector, raw cache, the head for it, and the manifest of what is made; refuses what does not fit."""
+    loaded, parent = as_connector(connector, device), as_cache(input)
+    if batch_size < 1:
+        raise CmcrError(f"A batch has at least one row, not {batch_size}.", todo="give --batch-size a positive number")
+    if parent.manifest.kind == "projected":
+        raise CmcrError(
+            "This cache is in a shared space already.", where=str(parent.path), todo="project the raw cache"
+        )
+    if Path(output).resolve() == Path(parent.path).resolve():
+        raise CmcrError("Input and output are the same cache.", where=str(output), todo="choose another --output")
+    head = loaded.space_of(parent.manifest)
+    return loaded, parent, head, _manifest(loaded, parent, head, connector_fingerprint(loaded), dtype)
 
 
 def _manifest(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..cache.derived import DerivedPlan
     from ..cache.reader import Cache
     from ..cache.verify import RepairReport, VerifyReport
     from ..trainer.completed_cache import CompletionReport
@@ -93,6 +94,14 @@ def _sources(changed: tuple[str, ...], vanished: tuple[str, ...]) -> list[str]:
     if vanished:
         lines.append(f"no longer in the input, rows kept: {listed(vanished)}")
     return lines
+
+
+def derived_plan_lines(plan: DerivedPlan) -> list[str]:
+    """What a completion or a projection would do."""
+    return [
+        f"plan for {plan.output}: {shards(plan.shards_now)} to make of {plan.rows:,} rows, {plan.shards_before:,} done",
+        "nothing was written",
+    ]
 
 
 def completion_lines(report: CompletionReport) -> list[str]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from ..cache import housekeeping
 from ..cache.bank import Bank
-from ..cache.derived import ParentShard, follow, lineage
+from ..cache.derived import DerivedPlan, ParentShard, follow, foresee, lineage
+from ..cache.derived_sharing import Shared, Stop
 from ..cache.errors import CacheError, RecipeError
+from ..cache.leases import Leases
 from ..cache.manifest import MANIFEST_NAME, CacheManifest, read_manifest
 from ..cache.reader import Cache, open_cache
 from ..cache.writer import CacheWriter, ShardData
@@ -47,13 +51,15 @@ def complete(
     device: str = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> CompletionReport:
     """Complete a whole cache from one or several bank caches of its space.
 
     The output has the keys and captions of the query, shard for shard. Its vectors are the softmax-weighted sums
     themselves, float32 and not of unit length (readers normalise on reading). Run again, it goes on where it was
     interrupted, and completes only the shards that the query has gained or that were rewritten in it; join by key,
-    because a shard that the query gained late stands at the end.
+    because a shard that the query gained late stands at the end. Any number of processes may run the same call at once:
+    they share the shards.
 
     Parameters
     ----------
@@ -75,6 +81,8 @@ def complete(
         Make every shard again.
     progress : callable, optional
         Gets (rows done, rows to do).
+    stop : Stop, optional
+        Once it is requested, the shard that is begun is finished and no other is begun.
 
     Raises
     ------
@@ -99,10 +107,35 @@ def complete(
             "seed": seed,
         }
     )
-    several = [bank] if isinstance(bank, Cache | str | Path) else list(bank)
-    return _complete(
-        _opened(query), [_opened(one) for one in several], Path(output), settings, device, overwrite, progress
-    )
+    return _complete(_opened(query), _several(bank), Path(output), settings, device, overwrite, progress, stop)
+
+
+def plan_complete(
+    query: Cache | str | Path,
+    bank: Cache | str | Path | Sequence[Cache | str | Path],
+    output: str | Path,
+    tau: float | str = 0.01,
+    *,
+    device: str = "cpu",
+    **settings: Any,
+) -> DerivedPlan:
+    """What :func:`complete` would do with the same arguments. Writes nothing, and raises what it would raise."""
+    checked, opened, path = _settings({"tau": tau, **settings}), _opened(query), Path(output)
+    device, whole = _joined(opened, _several(bank), checked, device)
+    plan = _recorded_plan(path, whole, checked) or plan_completion(opened, whole, checked, device)
+    manifest = _manifest(opened, whole, checked, plan)
+    return foresee(path, manifest, opened, manifest.fingerprint)
+
+
+def _several(bank: Cache | str | Path | Sequence[Cache | str | Path]) -> list[Cache]:
+    return [_opened(one) for one in ([bank] if isinstance(bank, Cache | str | Path) else bank)]
+
+
+def _joined(query: Cache, caches: Sequence[Cache], settings: CompletionSettings, device: str) -> tuple[str, Bank]:
+    """Where to compute, and the whole bank, of the query's space."""
+    for cache in caches:
+        check_space(query, cache)
+    return str(resolve_device(device)), Bank(caches, rows=settings.bank_rows, seed=settings.seed)
 
 
 def _complete(
@@ -113,19 +146,19 @@ def _complete(
     device: str,
     overwrite: bool,
     progress: Progress | None,
+    stop: Stop | None = None,
 ) -> CompletionReport:
     """:func:`complete`, its arguments checked."""
-    for cache in caches:
-        check_space(query, cache)
-    device = str(resolve_device(device))
-    whole = Bank(caches, rows=settings.bank_rows, seed=settings.seed)
-    plan = None if overwrite else _recorded_plan(output, whole, settings)
-    if plan is None:
-        plan = plan_completion(query, whole, settings, device)
-    manifest = _manifest(query, whole, settings, plan)
-    completer = BatchCompleter(whole, plan, settings.seed, device)
+    device, whole = _joined(query, caches, settings, device)
     started = time.time()
-    with CacheWriter.open(output, manifest, overwrite=overwrite) as writer:
+    with contextlib.ExitStack() as opened:
+        with _choosing(output, settings, overwrite):
+            plan = None if overwrite else _recorded_plan(output, whole, settings)
+            if plan is None:
+                plan = plan_completion(query, whole, settings, device)
+            manifest = _manifest(query, whole, settings, plan)
+            writer = opened.enter_context(CacheWriter.open(output, manifest, overwrite=overwrite))
+        completer = BatchCompleter(whole, plan, settings.seed, device)
         work = follow(writer, query, manifest.fingerprint)
         done = 0
 
@@ -135,15 +168,29 @@ def _complete(
             if progress is not None:
                 progress(done, work.rows)
 
-        for unit, shard in work.todo:
-            writer.write_shard(unit, _complete_shard(query, shard, completer, tell), expected=shard.marker.ok)
-        if work.todo:
-            record = {"command": "complete", "shards": len(work.todo), "rows": done}
+        shared = Shared(writer, work, stop)
+        for unit, shard in shared:
+            writer.write_shard(unit, _complete_shard(work.parent, shard, completer, tell), expected=shard.marker.ok)
+        if shared.made:
+            record = {"command": "complete", "shards": shared.made, "rows": done}
             writer.log_run({**record, "start": started, "end": time.time()})
     counts = {
-        "shards": len(work.todo), "skipped": work.kept, "renewed": work.renewed, "vanished": work.vanished
+        "shards": shared.made, "skipped": work.kept + shared.by_others, "renewed": work.renewed,
+        "vanished": work.vanished, "unfinished": shared.unfinished,
     }  # fmt: skip
-    return make_report(open_cache(output), query, whole, plan, settings.seed, counts)
+    return make_report(open_cache(output), work.parent, whole, plan, settings.seed, counts)
+
+
+@contextlib.contextmanager
+def _choosing(output: Path, settings: CompletionSettings, overwrite: bool) -> Iterator[None]:
+    """One process at a time chooses what the settings leave open, and records it; the others find it recorded."""
+    if settings.is_plain or overwrite:
+        yield
+        return
+    housekeeping.refuse_foreign_folder(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with Leases(output) as leases, leases.held("plan"):
+        yield
 
 
 def completed_cache(

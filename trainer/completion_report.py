@@ -41,6 +41,8 @@ class CompletionReport:
         Of ``shards``, those made again because the query's shard was rewritten (retried, repaired).
     vanished : int
         Shards taken back because the query no longer has theirs.
+    unfinished : int
+        Shards left for another run because this one was asked to stop.
     neighbours_p10, neighbours_p90 : float
         Percentiles of the same number.
     gap, gap_cosine : float
@@ -71,6 +73,7 @@ class CompletionReport:
     bank_rows: int
     renewed: int = 0
     vanished: int = 0
+    unfinished: int = 0
     neighbours_p10: float = float("nan")
     neighbours_p90: float = float("nan")
     gap: float = float("nan")
@@ -118,7 +121,7 @@ class CompletionReport:
 def make_report(
     result: Cache, query: Cache, bank: Bank, plan: CompletionPlan, seed: int, counts: Mapping[str, int]
 ) -> CompletionReport:
-    """The report of a completed cache; ``counts`` are shards, skipped, renewed and vanished."""
+    """The report of a completed cache; ``counts`` are shards, skipped, renewed, vanished and unfinished."""
     records = _records(result)
     spread = _values(records, "neighbours")
     tenth, median, ninetieth = np.percentile(spread, [10, 50, 90]) if len(spread) else [float("nan")] * 3

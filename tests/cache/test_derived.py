@@ -135,6 +135,16 @@ def test_growth_rewriting_and_loss_each_cost_the_shards_that_they_touch(
     assert counts(parent(5)) == (1, 4, 0, 0)
 
 
+def test_an_older_view_of_the_parent_takes_nothing_back_that_a_newer_one_planned(
+    tmp_path: Path, parent: Callable[..., Cache]
+) -> None:
+    before = parent(2)
+    derive(tmp_path / "out", parent(4, rewrite=1))
+    late = derive(tmp_path / "out", before)
+    assert (len(late.todo), late.renewed, late.vanished, len(late.parent.shards)) == (0, 0, 0, 4)
+    assert len(open_cache(tmp_path / "out").shards) == 4
+
+
 @pytest.mark.parametrize("instant", range(0, 24, 3))
 def test_a_renewal_that_was_cut_off_ends_in_the_same_bytes(
     tmp_path: Path,
@@ -146,6 +156,8 @@ def test_a_renewal_that_was_cut_off_ends_in_the_same_bytes(
     class Cut(BaseException):
         """Ends the run where a kill would."""
 
+    # The "killed" process lives on in this test: what it left behind expires instead of being known to be dead.
+    monkeypatch.setenv("CMCR_LEASE_SECONDS", "0.3")
     derive(tmp_path / "cut", parent(3))
     shutil.copytree(tmp_path / "cut", tmp_path / "calm")
     raw = parent(4, rewrite=1)

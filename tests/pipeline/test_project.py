@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from cmcr.cache.manifest import rows_unit
 from cmcr.cache.reader import Cache, open_cache
 from cmcr.cache.verify import verify
 from cmcr.cache.writer import CacheWriter, ShardData
-from cmcr.pipeline.project import project
+from cmcr.pipeline.project import plan_project, project
 from cmcr.pipeline.shared import connector_fingerprint
+from cmcr.pipeline.stopping import StopSignal
 from cmcr.trainer.connector import Connector
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 
@@ -137,6 +139,8 @@ def test_a_projection_that_was_cut_off_ends_in_the_same_bytes(
     class Cut(BaseException):
         """Ends the run where a kill would."""
 
+    # The "killed" process lives on in this test: what it left behind expires instead of being known to be dead.
+    monkeypatch.setenv("CMCR_LEASE_SECONDS", "0.3")
     connector, raw = make_connector(), make_cache("raw", 40, shards=(10, 10, 10, 10))
     project(connector, raw, tmp_path / "undisturbed")
     calls = 0
@@ -153,6 +157,34 @@ def test_a_projection_that_was_cut_off_ends_in_the_same_bytes(
     monkeypatch.setattr(fsio, "HOOKS", [])
     project(connector, raw, tmp_path / "cut")
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "undisturbed")
+
+
+def test_a_projection_asked_to_stop_finishes_its_shard_and_says_what_is_left(
+    make_connector: MakeConnector, make_cache: MakeCache, tmp_path: Path
+) -> None:
+    stop, raw = StopSignal(), make_cache("raw", 40, shards=(10, 10, 10, 10))
+
+    def ask(done: int, total: int) -> None:
+        stop.request(signal.SIGTERM)
+
+    report = project(make_connector(), raw, tmp_path / "out", progress=ask, stop=stop)
+    assert (report.shards, report.unfinished, report.rows) == (1, 3, 10)
+    assert project(make_connector(), raw, tmp_path / "out").kept == 1
+
+
+def test_a_dry_run_counts_what_a_projection_would_make_and_writes_nothing(
+    make_connector: MakeConnector, make_cache: MakeCache, tmp_path: Path
+) -> None:
+    connector, raw = make_connector(), make_cache("raw", 25, shards=(10, 15))
+    plan = plan_project(connector, raw, tmp_path / "out")
+    assert (plan.shards_before, plan.shards_now, plan.rows) == (0, 2, 25)
+    assert not (tmp_path / "out").exists()
+    project(connector, raw, tmp_path / "out")
+    grown = grow(raw, "more", 7)
+    plan = plan_project(connector, grown, tmp_path / "out")
+    assert (plan.shards_before, plan.shards_now, plan.rows) == (2, 1, 7)
+    with pytest.raises(CmcrError):
+        plan_project(make_connector(seed=1), grown, tmp_path / "out")
 
 
 def test_a_vector_that_the_head_sends_to_zero_is_a_ledger_line(

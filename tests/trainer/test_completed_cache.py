@@ -17,7 +17,7 @@ from cmcr.cache.reader import Cache, open_cache
 from cmcr.cache.verify import verify
 from cmcr.cache.writer import CacheWriter, ShardData
 from cmcr.trainer import completed_cache as module
-from cmcr.trainer.completed_cache import complete, completed_cache
+from cmcr.trainer.completed_cache import complete, completed_cache, plan_complete
 from cmcr.trainer.completion import complete_rows
 from cmcr.trainer.settings import CompletionSettings
 
@@ -222,7 +222,7 @@ import os, signal, sys
 from cmcr.cache import fsio
 from cmcr.trainer.completed_cache import complete
 def hook(call, path):
-    if call == "replace" and path.name == "00001.json":
+    if call == "link" and path.name == "00001.json":
         os.kill(os.getpid(), signal.SIGKILL)
 fsio.HOOKS.append(hook)
 complete(sys.argv[1], sys.argv[2], sys.argv[3], 0.05)
@@ -251,3 +251,32 @@ def test_a_planned_completion_is_resumed_shard_by_shard(caches: Path, monkeypatc
     monkeypatch.setattr(CacheWriter, "write_shard", write)
     report = complete(caches / "texts", caches / "images", caches / "done")
     assert (report.shards, report.skipped) == (2, 1)
+
+
+def test_a_completion_asked_to_stop_finishes_its_shard_and_says_what_is_left(caches: Path) -> None:
+    class Asked:
+        """Asks for the end as soon as somebody listens."""
+
+        def when(self, call: Callable[[], None]) -> None:
+            self.call = call
+
+    stop, whole = Asked(), complete(caches / "texts", caches / "images", caches / "whole", 0.05)
+    assert whole.unfinished == 0
+    report = complete(
+        caches / "texts", caches / "images", caches / "out", 0.05, progress=lambda done, total: stop.call(), stop=stop
+    )
+    assert (report.shards, report.unfinished) == (1, whole.shards - 1)
+    rest = complete(caches / "texts", caches / "images", caches / "out", 0.05)
+    assert (rest.shards, rest.skipped) == (whole.shards - 1, 1)
+    assert files(caches / "out") == files(caches / "whole")
+
+
+def test_a_dry_run_counts_what_a_completion_would_make_and_writes_nothing(caches: Path) -> None:
+    plan = plan_complete(caches / "texts", caches / "images", caches / "out", "auto")
+    assert (plan.shards_before, plan.rows) == (0, len(open_cache(caches / "texts")))
+    assert not (caches / "out").exists()
+    report = complete(caches / "texts", caches / "images", caches / "out", "auto")
+    assert report.shards == plan.shards_now
+    assert plan_complete(caches / "texts", caches / "images", caches / "out", "auto").shards_now == 0
+    with pytest.raises(CacheError):
+        plan_complete(caches / "texts", caches / "images", caches / "out", 0.3)
