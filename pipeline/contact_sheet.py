@@ -98,7 +98,7 @@ def _footline(pen: ImageDraw, result: SearchResult, shown: int, size: tuple[int,
 def _query(sheet: Image, pen: ImageDraw, query: Query, top: int) -> None:
     sheet.paste(item_tile(query.modality, query.path, query.text, TILE), (PAD, top))
     pen.rectangle((PAD - 2, top - 2, PAD + TILE + 1, top + TILE + 1), outline=INK, width=2)
-    if query.modality != "text":
+    if query.modality not in ("text", "mix", "vector"):  # their tiles say it all
         _lines(pen, query.caption or query.label, (PAD, top + TILE + 8), 3)
 
 

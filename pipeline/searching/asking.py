@@ -18,7 +18,7 @@ from ..embed import FLAGS, embed, one_input
 from ..queries import Query, cache_queries, query_rows, raw_queries
 from ..shared import SharedView, as_cache
 from .choice import IndexSettings
-from .mixes import Term, blend, read_mix
+from .mixes import Term, blend, read_mix, shown_mix
 
 if TYPE_CHECKING:
     from ...trainer.connector import Connector
@@ -132,7 +132,7 @@ def _mixed(entrance: Entrance, mix: str, cache: Cache | None) -> Asked:
     terms = read_mix(mix)
     rows = np.concatenate([_term(entrance, term, cache) for term in terms])  # (T, D)
     vector = blend(rows, [term.weight for term in terms], mix)
-    return (Query(label=mix, modality="mix", text=mix),), vector[None]
+    return (Query(label=mix, modality="mix", text=shown_mix(terms)),), vector[None]
 
 
 def _term(entrance: Entrance, term: Term, cache: Cache | None) -> Float32:

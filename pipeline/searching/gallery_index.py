@@ -24,6 +24,7 @@ from .record import IndexRecord, Place, shards_of
 State = Literal["missing", "current", "grown", "ahead", "other"]
 REDRAW = 1.1  # held-out queries are drawn again when the gallery has grown by a tenth since
 AHEAD = "exact: the gallery has grown since it was opened, and its index with it; open it again to use the index"
+DAMAGED = "is damaged; --index {} makes it again"
 RETRAIN = 2.0  # and means or graph are made again when it has doubled, or needs twice the effort
 
 
@@ -79,7 +80,8 @@ def kept_index(view: SharedView) -> tuple[GalleryIndex | None, str]:
     kinds: tuple[Kind, ...] = ("hnsw", "ivf")
     places = [Place(view, kind) for kind in kinds]
     lying = [(place, record) for place in places if (record := place.read()) is not None]
-    instead = ""
+    damaged = [kind for kind, place in zip(kinds, places, strict=True) if place.file.exists() and place.read() is None]
+    instead = f"exact: the {damaged[0]} index beside the gallery {DAMAGED.format(damaged[0])}" if damaged else ""
     for place, record in sorted(lying, key=lambda one: one[1].recall < one[1].target):
         state = state_of(record, view)
         if state == "current" and has_faiss():
@@ -100,7 +102,7 @@ def _instead(record: IndexRecord, state: State, view: SharedView) -> str:
         )
     from ...cache.faiss_index import has_faiss
 
-    why = "is damaged; --index {} makes it again" if has_faiss() else "needs FAISS: pip install faiss-cpu"
+    why = DAMAGED if has_faiss() else "needs FAISS: pip install faiss-cpu"
     return f"exact: the {record.kind} index beside the gallery {why.format(record.kind)}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -62,6 +63,18 @@ def read_mix(text: str) -> tuple[Term, ...]:
     if not any(term.weight > 0 for term in terms):
         raise CmcrError(f"The mix {text!r} only turns away from things.", todo="add a term with a plus")
     return tuple(terms)
+
+
+def shown_mix(terms: tuple[Term, ...]) -> str:
+    """The mix in words, for a reader: files by their names, texts in quotes."""
+    said: list[str] = []
+    for term in terms:
+        value = f"“{term.value}”" if term.kind == "text" else term.value
+        value = value if term.kind in ("text", "key") else Path(value).name
+        times = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} × "
+        sign = "− " if term.weight < 0 else "+ " if said else ""
+        said.append(f"{sign}{times}{value}")
+    return " ".join(said)
 
 
 def blend(vectors: Float32, weights: list[float], what: str) -> Float32:

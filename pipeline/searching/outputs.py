@@ -15,6 +15,7 @@ from ..report import data_uri
 from ..tiles import item_tile
 
 if TYPE_CHECKING:
+    from ..queries import Query
     from ..search import SearchResult
 
 COLUMNS = ("query", "query_key", "rank", "key", "score", "caption", "source", "path")
@@ -116,7 +117,7 @@ def render(result: SearchResult, limit: int = 40) -> str:
     shown = list(zip(result.queries, result.hits, strict=True))[:limit]
     blocks = [
         {
-            "query": _item(query.modality, query.path, query.text, query.caption or query.label),
+            "query": _item(query.modality, query.path, query.text, _label(query)),
             "hits": [
                 {
                     **_item(result.modality, hit.path, hit.caption if result.modality == "text" else None, hit.key),
@@ -135,7 +136,13 @@ def render(result: SearchResult, limit: int = 40) -> str:
         "notes": result.notes,
         "left_out": len(result.queries) - len(shown),
     }
-    return environment.get_template("search.html").render(about=about, blocks=blocks, words=result.modality == "text")
+    return environment.get_template("search.html").render(
+        about=about, blocks=blocks, words=result.modality == "text", sounds=result.modality == "audio"
+    )
+
+
+def _label(query: Query) -> str:
+    return query.text or query.label if query.modality in ("mix", "vector") else query.caption or query.label
 
 
 def _item(modality: str, path: Path | None, text: str | None, label: str) -> dict[str, str]:

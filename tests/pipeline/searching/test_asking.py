@@ -15,7 +15,7 @@ from cmcr.pipeline.searcher import Searcher
 from cmcr.pipeline.searching.choice import settings_of
 from cmcr.pipeline.searching.duplicates import distinct_topk
 from cmcr.pipeline.searching.filters import Filters, read_condition
-from cmcr.pipeline.searching.mixes import Term, blend, read_mix
+from cmcr.pipeline.searching.mixes import Term, blend, read_mix, shown_mix
 from cmcr.trainer.connector import Connector
 
 MakeConnector = Callable[..., Connector]
@@ -43,6 +43,8 @@ def test_a_mix_reads_kinds_weights_signs_and_spaces() -> None:
         Term("key", "a/b:1", 1.0),
     )
     assert read_mix("text:salt + pepper - well-done") == (Term("text", "salt + pepper - well-done", 1.0),)
+    terms = read_mix("audio:sounds/rain.wav + text@clip:at night*0.5 - key:a/b:1*2")
+    assert shown_mix(terms) == "rain.wav + 0.5 × “at night” − 2 × a/b:1"
     for bad, message in (("rain", "begin with a kind"), ("text: *2", "no value"), ("- text:a", "only turns away")):
         with pytest.raises(CmcrError, match=message):
             read_mix(bad)

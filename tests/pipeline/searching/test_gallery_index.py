@@ -115,7 +115,9 @@ def test_a_damaged_index_is_made_again(grow: Grow) -> None:
     data = path.read_bytes()
     for broken in (data[:1000], b"\0" * len(data)):
         path.write_bytes(broken)
-        assert Searcher(None, gallery, index="kept").index is None
+        kept = Searcher(None, gallery, index="kept")
+        assert kept.index is None
+        assert "is damaged; --index hnsw makes it again" in kept.how
         assert recall(Searcher(None, gallery, index="hnsw")) >= 0.99
         (path,) = place.folder.glob("*.faiss")
     place.file.write_text("{", encoding="utf-8")
