@@ -6,7 +6,9 @@ the run makes, from bytes that are in memory already and with nothing written:
 serial     a pool decodes a batch, then the batch goes forward, then the next: decode + forward, what the budget names
 overlap    the pool decodes everything ahead while batches go forward: what a perfect pipeline would take
 
-Runs are interleaved; the table has medians. Networks have random weights: speed does not depend on them.
+Each round runs all three, in another order than the round before, and gives ratios of its own; the table has the median
+of the rounds, and of the ratios the smallest and largest too: a spread above the budget's 5% says that the machine was
+not quiet enough to tell. Networks have random weights: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -141,22 +143,34 @@ def measure(title: str, encoder: Encoder, source: Path, folder: Path, rounds: in
     config = EncodeConfig(modality=encoder.modality)
     units = units_of(source, encoder.modality)
     encoder.encode([encoder.decode(item) for item in units[0][:BATCH]])
-    seconds: dict[str, list[float]] = {"encode": [], "serial": [], "overlap": []}
-    for _ in range(rounds):
+
+    def whole() -> float:
         shutil.rmtree(folder / "out", ignore_errors=True)
         settings = {"batch_size": BATCH, "shard_size": SHARD, "workers": config.decoders}
-        run = encode(source, folder / "out", modality=encoder.modality, encoder=encoder, **settings)
-        seconds["encode"].append(run.seconds)
-        seconds["serial"].append(timed(lambda: serial(encoder, units, config.decoders)))
-        seconds["overlap"].append(timed(lambda: overlap(encoder, units, config.decoders)))
+        return encode(source, folder / "out", modality=encoder.modality, encoder=encoder, **settings).seconds
+
+    ways: dict[str, Callable[[], float]] = {
+        "encode": whole,
+        "serial": lambda: timed(lambda: serial(encoder, units, config.decoders)),
+        "overlap": lambda: timed(lambda: overlap(encoder, units, config.decoders)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways)[number % 3 :] + list(ways)[: number % 3]:
+            seconds[name].append(ways[name]())
     middle = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = {
+        name: sorted(e / other for e, other in zip(seconds["encode"], seconds[name], strict=True))
+        for name in ("serial", "overlap")
+    }
     items = sum(map(len, units))
-    against_serial, against_overlap = middle["encode"] / middle["serial"], middle["encode"] / middle["overlap"]
+    told = [f"{statistics.median(r):6.3f} ({r[0]:.2f}-{r[-1]:.2f})" for r in ratios.values()]
     print(
         f"{title:20} {items:6} {items / middle['encode']:9.1f}/s {middle['encode']:8.2f} s {middle['serial']:8.2f} s "
-        f"{middle['overlap']:8.2f} s {against_serial:8.3f} {against_overlap:8.3f}"
+        f"{middle['overlap']:8.2f} s {' '.join(told)}",
+        flush=True,
     )
-    return against_serial
+    return statistics.median(ratios["serial"])
 
 
 def main() -> None:
@@ -170,7 +184,11 @@ def main() -> None:
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, shards of {SHARD}")
     columns = ("encode", "serial", "overlap")
-    print(f"{'':20} {'items':>6} {'rate':>11} " + " ".join(f"{c:>10}" for c in columns) + "  /serial /overlap")
+    print(
+        f"{'':20} {'items':>6} {'rate':>11} "
+        + " ".join(f"{c:>10}" for c in columns)
+        + f" {'/serial':>18} {'/overlap':>18}"
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         sources: dict[str, Callable[[], Path]] = {
