@@ -6,10 +6,12 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+
+from ...cache.errors import CmcrError
 
 TIMEOUT = 5.0
 
@@ -43,6 +45,48 @@ def offline_by_choice() -> bool:
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def why_away(url: str) -> str | None:
+    """Why nothing can be had from a URL's host, in words; None where it answers."""
+    if reachable(url):
+        return None
+    return f"{url} cannot be reached" + (" (offline mode is set)" if offline_by_choice() else "")
+
+
+def fetch(
+    repo: str,
+    name: str,
+    cache_dir: str | None = None,
+    *,
+    repo_type: str | None = None,
+    missing: Callable[[str], CmcrError],
+) -> Path:
+    """A file of the hub by its client's own download; the network is asked once and briefly before.
+
+    Raises
+    ------
+    CmcrError
+        What ``missing`` makes of the reason, if the file cannot be had.
+    """
+    why = why_away(endpoint())
+    if why is not None:
+        raise missing(why)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, repo_type=repo_type, cache_dir=cache_dir))
+    except Exception as error:  # hub, network and disk errors share no class in every version of the hub client
+        raise missing(f"the download failed: {type(error).__name__}: {error}") from error
+
+
+def how_to_get(name: str, download: str, use: str, sandbox: str) -> str:
+    """What to do where weights are missing: by pull, by hand, or with a sandbox encoder for the time being."""
+    return (
+        f"on a machine with network: cmcr encoders pull {name}, then copy its HF_HOME here; "
+        f"or {download}, then copy the file here and use --encoder {use}; "
+        f"to try the job now without any download: --encoder {sandbox}"
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cache.errors import EncoderError, ItemError
+from ...cache.errors import ItemError
 from ..decoders import decode_audio
 from . import laion_clap_audio as policy
 from .base import Encoder, Item, Modality, Space, Vectors, digest
@@ -64,17 +64,10 @@ class LaionClapFamily:
         Raises
         ------
         EncoderError
-            If the name or the file does not fit, or the modality is neither audio nor text.
+            If the name or the file does not fit.
         MissingWeightsError
             If weights or tokenizer are not on this machine and cannot be downloaded.
         """
-        if modality not in ("audio", "text"):
-            raise EncoderError(
-                f"laion_clap has no {modality} tower; it encodes audio and text",
-                todo="--encoder clip for images, ulip2 for pointcloud, or a sandbox encoder",
-            )
-        if precision == "fp16" and device == "cpu":
-            raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         choice = choose(model, weights)
         path = locate(choice, modality, cache_dir)
         words = load_tokenizer(tokenizer or _beside(path), cache_dir) if modality == "text" else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...cache.errors import MissingWeightsError
 from .base import digest
-from .hub import cached_file, endpoint, hub_offline_unless, offline_by_choice, reachable
+from .hub import cached_file, endpoint, hub_offline_unless, why_away
 from .laion_clap_checkpoint import brief
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def load_tokenizer(folder: str | None = None, cache_dir: str | None = None) -> T
         error, where the vocabulary is missing.
     """
     place = _checked_folder(folder) if folder is not None else _cached_folder(cache_dir)
-    if place is None and not reachable(endpoint()):
-        why = "offline mode is set" if offline_by_choice() else f"{endpoint()} cannot be reached"
+    why = why_away(endpoint()) if place is None else None
+    if why is not None:
         raise _missing(f"the tokenizer of roberta-base is not on this machine, and {why}", "roberta-base")
     from transformers import RobertaTokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...cache.errors import EncoderError, MissingWeightsError
 from .base import Modality
-from .hub import cached_file, endpoint, offline_by_choice, reachable
+from .hub import cached_file, fetch, how_to_get
 
 REPOSITORY = "lukewys/laion_clap"
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
@@ -123,16 +123,7 @@ def locate(choice: Choice, modality: Modality, cache_dir: str | None = None) -> 
     found = cached_file(REPOSITORY, [name], cache_dir) or _beside_the_package(name)
     if found is not None:
         return Path(found)
-    host = endpoint()
-    if not reachable(host):
-        offline = " (offline mode is set)" if offline_by_choice() else ""
-        raise missing(choice, modality, f"{host} cannot be reached{offline}")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(REPOSITORY, name, cache_dir=cache_dir))
-    except Exception as error:  # hub, network and disk errors share no class in every version of the hub client
-        raise missing(choice, modality, f"the download failed: {type(error).__name__}: {error}") from error
+    return fetch(REPOSITORY, name, cache_dir, missing=lambda why: missing(choice, modality, why))
 
 
 def missing(choice: Choice, modality: Modality, why: str) -> MissingWeightsError:
@@ -141,10 +132,11 @@ def missing(choice: Choice, modality: Modality, why: str) -> MissingWeightsError
     return MissingWeightsError(
         f"the weights of {recorded_name(choice)} are not on this machine, and {why}",
         where=f"{name} of {REPOSITORY}",
-        todo=(
-            f"on a machine with network: hf download {REPOSITORY} {name}; then copy the file here and use "
-            f"--encoder laion_clap:{choice.model}/{choice.tag}@FILE; "
-            f"to try the job now without any download: --encoder sandbox:clap --modality {modality}"
+        todo=how_to_get(
+            recorded_name(choice),
+            f"hf download {REPOSITORY} {name}",
+            f"laion_clap:{choice.model}/{choice.tag}@FILE",
+            f"sandbox:clap --modality {modality}",
         ),
     )
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cache.errors import EncoderError
 from .base import Encoder, Item, Modality, Space, Vectors, digest
 from .hub import endpoint, hub_offline_unless, reachable
 from .open_clip_build import (
@@ -61,17 +60,10 @@ class OpenClipFamily:
         Raises
         ------
         EncoderError
-            If the name, the activation or the file does not fit, or the modality is neither text nor image.
+            If the name, the activation or the file does not fit.
         MissingWeightsError
             If weights or tokenizer are not on this machine and cannot be downloaded.
         """
-        if modality not in ("text", "image"):
-            raise EncoderError(
-                f"open_clip has no {modality} tower; it encodes text and image",
-                todo="--encoder clap for audio, ulip2 for pointcloud, or a sandbox encoder",
-            )
-        if precision == "fp16" and device == "cpu":
-            raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         prepare_torchvision()
         choice = choose(model, weights)
         full = recorded_name(choice, model, weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...cache.errors import EncoderError, MissingWeightsError
-from .hub import cached_file, cached_url, endpoint, offline_by_choice, reachable
+from .hub import cached_file, cached_url, endpoint, how_to_get, why_away
 
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".npz")
 CUSTOM = "custom"
@@ -214,10 +214,9 @@ def file_of_tag(choice: Choice, modality: str, cache_dir: str | None = None) -> 
         host = url
     if found is not None:
         return Path(found)
-    if not reachable(host):
-        raise missing(
-            choice, modality, f"{host} cannot be reached{' (offline mode is set)' if offline_by_choice() else ''}"
-        )
+    why = why_away(host)
+    if why is not None:
+        raise missing(choice, modality, why)
     try:
         return Path(download_pretrained(dict(settings), cache_dir=cache_dir))
     except (OSError, RuntimeError, ValueError) as error:
@@ -254,14 +253,13 @@ def missing(choice: Choice, modality: str, why: str) -> MissingWeightsError:
     else:
         repo, name = _repo_and_file(tag_settings(choice.model, choice.tag or ""), HF_WEIGHTS_NAME)
         bound = f"open_clip:{choice.model}/{choice.tag}@FILE"
-    get = f"hf download {repo}" if repo else str(tag_settings(choice.model, choice.tag or "").get("url"))
     file = HF_SAFE_WEIGHTS_NAME if name == HF_WEIGHTS_NAME else name
+    if choice.kind == "hub":
+        get = f"hf download {repo}"  # a folder needs all of it
+    else:
+        get = f"hf download {repo} {file}" if repo else str(tag_settings(choice.model, choice.tag or "").get("url"))
     return MissingWeightsError(
         f"the weights of {name_of(choice)} are not on this machine, and {why}",
         where=f"{file} of {repo}" if repo else file,
-        todo=(
-            f"on a machine with network: cmcr encoders pull {name_of(choice)} ({get}); "
-            f"then copy the file here and use --encoder {bound}; "
-            f"to try the job now without any download: --encoder sandbox:clip --modality {modality}"
-        ),
+        todo=how_to_get(name_of(choice), get, bound, f"sandbox:clip --modality {modality}"),
     )

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ...cache.errors import CmcrError, EncoderError, MissingWeightsError
 from .artefacts import Artefact, artefacts_of
-from .hub import endpoint, offline_by_choice, reachable, url_target
+from .hub import endpoint, reachable, url_target, why_away
+from .hub_download import hub_file
 from .url_download import download, remote_size
 
 Say = Callable[[str], None]
@@ -76,7 +77,7 @@ def pull(
     say : callable, optional
         Is told each file with its size before it is fetched.
     progress : callable, optional
-        Is told bytes done and bytes in all of a plain address; the hub's client shows its own bars.
+        Is told bytes done and bytes in all of the file that is being fetched.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def pull(
     tell = say or (lambda line: None)
     plan = [one for name, artefacts in wanted for artefact in artefacts for one in _plan(name, artefact, cache_dir)]
     for one in plan:
-        tell(_line(one))
+        if one.here is None:
+            tell(_line(one))
     done: list[Pulled] = []
     for one in plan:
         path = one.here or _fetch(one, cache_dir, progress)
@@ -144,10 +146,10 @@ def _plan(encoder: str, artefact: Artefact, cache_dir: str | None) -> list[Plann
     host = endpoint() if artefact.repo else artefact.url
     if artefact.repo and artefact.url and not reachable(host) and reachable(artefact.url):
         return _plan(encoder, replace(artefact, repo=""), cache_dir)
-    if not reachable(host):
-        why = "offline mode is set" if offline_by_choice() else "it cannot be reached"
+    why = why_away(host)
+    if why is not None:
         raise MissingWeightsError(
-            f"{artefact.what} of {encoder} cannot be fetched from {host}: {why}",
+            f"{artefact.what} of {encoder} cannot be fetched: {why}",
             where=artefact.source,
             todo="run this where there is network (a login node), HF_HUB_OFFLINE unset, and share or copy HF_HOME",
         )
@@ -189,14 +191,8 @@ def _fetch(one: Planned, cache_dir: str | None, progress: Progress | None) -> Pa
     artefact = one.artefact
     if not artefact.repo:
         return download(artefact.url, url_target(artefact.url), sha256=artefact.sha256, progress=progress)
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(
-            hf_hub_download(
-                artefact.repo, one.file, repo_type=artefact.repo_type, cache_dir=cache_dir, endpoint=endpoint()
-            )
-        )
+        return hub_file(artefact.repo, one.file, repo_type=artefact.repo_type, cache_dir=cache_dir, progress=progress)
     except _hub_errors() as error:
         raise _refused(one.encoder, artefact, error) from error
 
@@ -226,8 +222,6 @@ def _refused(encoder: str, artefact: Artefact, error: Exception) -> CmcrError:
 def _line(one: Planned) -> str:
     from ..terminal import size
 
-    if one.here is not None:
-        return f"{one.encoder}: {one.artefact.what} is here: {one.here}"
     how_much = size(one.size) if one.size is not None else "size unknown"
     return f"{one.encoder}: {one.artefact.what} {one.file}, {how_much}, from {one.artefact.source}"
 

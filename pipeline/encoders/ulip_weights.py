@@ -9,7 +9,7 @@ from pathlib import Path
 from ...cache.errors import EncoderError, MissingWeightsError
 from .artefacts import ULIP_FILES, ULIP_REPO, ULIP_URL
 from .base import Modality
-from .hub import cached_file, cached_url, endpoint, offline_by_choice, reachable
+from .hub import cached_file, cached_url, fetch, how_to_get
 
 FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors")
 PAPER_TAG = "pointbert_ULIP-2"
@@ -99,16 +99,7 @@ def locate(choice: Choice, modality: Modality, cache_dir: str | None = None) -> 
     older = cached_url(ULIP_URL) if choice.tag == PAPER_TAG else None
     if found is not None or older is not None:
         return Path(found or str(older))
-    host = endpoint()
-    if not reachable(host):
-        offline = " (offline mode is set)" if offline_by_choice() else ""
-        raise missing(choice, modality, f"{host} cannot be reached{offline}")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(ULIP_REPO, file, repo_type="dataset", cache_dir=cache_dir))
-    except Exception as error:  # hub, network and disk errors share no class in every version of the hub client
-        raise missing(choice, modality, f"the download failed: {type(error).__name__}: {error}") from error
+    return fetch(ULIP_REPO, file, cache_dir, repo_type="dataset", missing=lambda why: missing(choice, modality, why))
 
 
 def missing(choice: Choice, modality: Modality, why: str) -> MissingWeightsError:
@@ -119,10 +110,11 @@ def missing(choice: Choice, modality: Modality, why: str) -> MissingWeightsError
     return MissingWeightsError(
         f"the weights of {choice.name} are not on this machine, and {why}",
         where=f"{file} of the data set {ULIP_REPO}{old}; see github.com/salesforce/ULIP",
-        todo=(
-            f"on a machine with network: hf download {ULIP_REPO} {file} --repo-type dataset; then copy the file here "
-            f"and use --encoder ulip:{choice.model}/FILE; "
-            f"to try the job now without any download: --encoder {sandbox} --modality {modality}"
+        todo=how_to_get(
+            choice.name,
+            f"hf download {ULIP_REPO} {file} --repo-type dataset",
+            f"ulip:{choice.model}/FILE",
+            f"{sandbox} --modality {modality}",
         ),
     )
 

@@ -7,7 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...cache.errors import MissingWeightsError
@@ -41,12 +41,14 @@ def download(
     *,
     sha256: str = "",
     attempts: int = 5,
+    headers: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Fetch a file; bytes that are here from before are not fetched again.
 
     They stand in ``TARGET.part``. A server that does not know ranges sends the whole file anew. A transfer that is cut
-    is taken up again at once, ``attempts`` times without progress; then the part stays for the next call.
+    is taken up again at once, ``attempts`` times without progress; then the part stays for the next call. Several
+    processes that fetch the same file write the same bytes to the same places.
 
     Raises
     ------
@@ -56,11 +58,11 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     failures = 0
-    while True:
+    while not target.is_file():
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _continue(url, part, progress):
-                break
+            if _continue(url, part, headers or {}, progress):
+                return _named(part, target, url, sha256)
             error: Exception = OSError(f"the transfer ended after {part.stat().st_size:,} bytes")
         except urllib.error.HTTPError as refused:
             if refused.code < 500:
@@ -73,15 +75,24 @@ def download(
         if failures >= attempts:
             raise _broken(url, error)
         time.sleep(min(0.1 * 2**failures, 5.0))
-    _check(part, url, sha256)
-    part.replace(target)
     return target
 
 
-def _continue(url: str, part: Path, progress: Callable[[int, int], None] | None) -> bool:
+def _named(part: Path, target: Path, url: str, sha256: str) -> Path:
+    """The whole file under its name; another process may have been faster."""
+    try:
+        _check(part, url, sha256)
+        part.replace(target)
+    except FileNotFoundError:
+        if not target.is_file():
+            raise
+    return target
+
+
+def _continue(url: str, part: Path, headers: Mapping[str, str], progress: Callable[[int, int], None] | None) -> bool:
     """One request for what is missing; whether the file is whole now."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers={**headers, **({"Range": f"bytes={have}-"} if have else {})})
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

@@ -25,12 +25,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Served:
-    """Files by path, which of them are cut after how many bytes (once each time), and what was asked."""
+    """Files by path, which are cut after how many bytes (once each time) or kept elsewhere, and what was asked."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: dict[str, list[int]] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, list[str]] = field(default_factory=dict)
     knows_ranges: bool = True
     url: str = ""
 
@@ -55,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         ranged = self.headers.get("Range", "")
         served.asked.append((self.command, path, ranged))
+        served.tokens.setdefault(path, []).append(self.headers.get("Authorization", ""))
         if path.startswith("/api/"):
             return self._listing(path)
         data = served.files.get(path)
@@ -64,6 +67,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(404)
             if "/resolve/" in path:
                 self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if path in served.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", served.elsewhere[path])
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Linked-Size", str(len(data)))
+            self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             return self.end_headers()
         start = int(ranged.removeprefix("bytes=").partition("-")[0]) if ranged and served.knows_ranges else 0
@@ -168,6 +179,38 @@ def test_a_transfer_of_the_hub_that_is_cut_goes_on_where_it_stopped(server: Serv
     assert Path(report.files[0].path).read_bytes() == data
     assert server.sent[path] < len(data) + 8_192, "bytes that had come were sent again"
     assert any(ranged for method, where, ranged in server.asked if method == "GET" and where == path)
+
+
+def test_a_pull_that_was_interrupted_goes_on_in_the_next_call(server: Served, tmp_path: Path) -> None:
+    path, data = clip_file(server)
+
+    def interrupted(done: int, total: int) -> None:
+        if done > 20_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull(["clip"], progress=interrupted)
+    (part,) = (tmp_path / "home").rglob("*.part")
+    came = part.stat().st_size
+    assert 20_000 < came < len(data)
+    report = pull(["clip"])
+    assert Path(report.files[0].path).read_bytes() == data
+    ranges = [ranged for method, where, ranged in server.asked if method == "GET" and where == path]
+    assert ranges == ["", f"bytes={came}-"], "what had come was fetched again"
+    assert not part.exists()
+
+
+def test_a_token_goes_to_the_hub_and_not_to_the_address_that_it_leads_to(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = clip_file(server)
+    server.files["/signed"] = data
+    server.elsewhere[path] = server.url.replace("127.0.0.1", "localhost") + "/signed"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    report = pull(["clip"])
+    assert Path(report.files[0].path).read_bytes() == data
+    assert set(server.tokens[path]) == {"Bearer hf_secret"}
+    assert server.tokens["/signed"] == [""]
 
 
 def test_tokenizers_are_fetched_whole_and_other_forms_of_weights_are_not(server: Served) -> None:
