@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-BATCH = 4
+BATCH = 2
 TEXT = "a small red dog runs after two birds on the street near an old house"
 
 
@@ -69,8 +69,8 @@ def run(pipes: list[Connection], order: tuple[Any, ...], items: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=32, help="batches of 4 for each process")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=24, help="batches of 2 for each process")
     parser.add_argument("--encoder", default="", help="by default ViT-B/32 text with random weights")
     given = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")

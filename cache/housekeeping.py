@@ -12,18 +12,25 @@ from . import manifest as manifests
 from . import marker as markers
 from .commit import drop, remove_generation
 from .errors import CacheError
+from .urls import as_url
 
 FOLDERS = ("shards", "errors", "runs", "index", lease_files.FOLDER)
 
 
 def refuse_foreign_folder(path: Path) -> None:
-    """Refuse a file, and a folder that holds something else than a cache.
+    """Refuse a file, a URL, and a folder that holds something else than a cache.
 
     Raises
     ------
     CacheError
     """
     todo = "choose another --output"
+    if as_url(path) is not None:
+        raise CacheError(
+            "Caches are written to a file system: a commit needs its renames.",
+            where=str(path),
+            todo="give a local path, and copy the finished cache there",
+        )
     if path.exists() and not path.is_dir():
         raise CacheError("A file stands where the cache folder should be.", where=str(path), todo=todo)
     manifest = path / manifests.MANIFEST_NAME

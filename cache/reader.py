@@ -70,6 +70,7 @@ class Cache:
                     todo=markers.NEXT,
                 )
         self.starts: Indices = np.cumsum([0, *(m.ok for m in self.shards)], dtype=np.int64)  # (S + 1,)
+        self._key_width = max((m.key_length for m in self.shards), default=1)
         self._files = OpenFiles()
         self._index: KeyIndex | None = None
 
@@ -256,8 +257,7 @@ class Cache:
     def raw_keys_at(self, indices: Indices) -> npt.NDArray[np.bytes_]:
         """Keys by global index as NUL-padded UTF-8: (B,) of the longest key's length."""
         wanted = self._checked(indices)
-        width = max((m.key_length for m in self.shards), default=1)
-        out = np.zeros(len(wanted), f"S{width}")
+        out = np.zeros(len(wanted), f"S{self._key_width}")
         for shard, spots, rows in places.by_shard(self.starts, wanted):
             file, column = self.key_column(shard)
             for span in file.sorted_spans(self.shards[shard].key_length, rows):

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from ..cache.errors import RecipeError
+from ..cache.urls import as_url, local_path
 from .recipe_checks import check_names
 from .recipe_tables import (
     PATHS,
@@ -110,7 +111,9 @@ class Recipe(BaseModel):
         return self._base
 
     def path(self, text: str) -> Path:
-        """A path of the recipe, resolved."""
+        """A path of the recipe, resolved; the address of a remote cache stays as it is."""
+        if as_url(text) is not None:
+            return Path(local_path(text))
         return self._base / Path(text).expanduser()
 
     @property

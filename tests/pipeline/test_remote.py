@@ -269,6 +269,13 @@ def test_a_truncated_text_file_is_refused_before_anything_is_planned(tmp_path: P
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_a_cache_is_not_written_to_a_url(tmp_path: Path) -> None:
+    fill(tmp_path / "data")
+    with pytest.raises(CacheError, match="written to a file system"):
+        encode(tmp_path / "data" / "captions.txt", Path("memory://bucket/cache"), **settings("TextTable"))
+    assert not Path("memory:").exists()
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """A cache of four shards with a failure and a second plan."""
@@ -300,6 +307,21 @@ def test_a_finished_cache_reads_at_a_url_as_it_does_locally(
     url = f"{web.url}/cache" if kind.startswith("http") else "memory://bucket/cache"
     same(open_cache(url), Cache(finished))
     same(open_cache(Path(url)), Cache(finished))
+
+
+def test_the_command_line_and_a_recipe_take_the_url_of_a_cache(web: Server, finished: Path, tmp_path: Path) -> None:
+    from cmcr.cli import app
+    from cmcr.trainer.recipe import load_recipe
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, ["cache", "info", f"{web.url}/cache", "--json"])
+    assert result.exit_code == 0, result.output
+    assert f'"rows": {len(Cache(finished))}' in result.output
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'[space.a]\noverlap = "{web.url}/cache"\n[space.b]\noverlap = "near"\n[fit]\nmethod = "ridge"\n')
+    recipe = load_recipe(file)
+    assert len(open_cache(recipe.path(recipe.space["a"].overlap))) == len(Cache(finished))
+    assert recipe.path("near") == tmp_path / "near"
 
 
 def test_shards_are_fetched_when_they_are_read_and_once(tmp_path: Path, web: Server, finished: Path) -> None:
