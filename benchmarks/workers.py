@@ -4,6 +4,8 @@ Budget: what a second worker adds to the throughput of encoding is at least 0.9 
 of bare forward passes. Each worker has one computing thread, one decoding thread and, where the system can pin, one
 core; both are loaded and warm before the clock starts. Shards are of one batch, so that claims, commits and waiting
 for the other's last shard weigh as much as they can.
+Other work on the machine only ever slows a phase down, so the best rate of each column over the rounds is compared, as
+timeit does; the median of the rounds stands beside it.
 
 forward 1, 2    one and two processes that do nothing but ``encoder.encode`` on decoded batches, items a second
 encode 1, 2     one and two workers on one cache by leases, from the text file to the last marker, items a second
@@ -92,7 +94,7 @@ def main() -> None:
         sources = [captions(folder / f"{count}.txt", count * items) for count in (1, 2)]
         print(f"batches of {BATCH}, {given.batches} a process, one thread each, {given.encoder or 'ViT-B/32 text'}")
         print(f"{'round':>5} {'forward 1':>12} {'forward 2':>12} {'encode 1':>12} {'encode 2':>12}   scaling    ratio")
-        ratios = []
+        ratios, best = [], [0.0] * 4
         for number in range(given.rounds):
             rates = []
             for count in (1, 2):
@@ -100,6 +102,7 @@ def main() -> None:
             for count in (1, 2):
                 output = folder / f"out-{number}-{count}"
                 rates.append(run(pipes[:count], ("encode", sources[count - 1], output), count * items))
+            best = [max(pair) for pair in zip(best, rates, strict=True)]
             bare, ours = rates[1] / rates[0], rates[3] / rates[2]
             ratios.append(ours / bare)
             shown = " ".join(f"{rate:10.1f}/s" for rate in rates)
@@ -108,7 +111,9 @@ def main() -> None:
             pipe.send(None)
         for process in crew:
             process.join()
-    print(f"median ratio of the scalings: {statistics.median(ratios):.3f} (budget 0.9)")
+    kept = best[3] / best[2] / (best[1] / best[0])
+    middle = statistics.median(ratios)
+    print(f"ratio of the scalings: {kept:.3f} by the best rates, {middle:.3f} by the median round (budget 0.9)")
 
 
 if __name__ == "__main__":
