@@ -72,25 +72,8 @@ def read_for_growth(path: Path) -> Any:
     """An index wholly in memory, which can be added to."""
     index = load_faiss().read_index(str(path))
     if hasattr(index, "hnsw"):
-        check_graph(index)
         index.hnsw.efConstruction = CONSTRUCTION
     return index
-
-
-def check_graph(index: Any) -> None:
-    """Refuse a graph whose edges lead out of it: FAISS follows them unchecked, out of its memory.
-
-    Raises
-    ------
-    RuntimeError
-        As FAISS raises where it sees that a file is damaged.
-    """
-    view, graph = load_faiss().rev_swig_ptr, index.hnsw
-    edges = view(graph.neighbors.data(), graph.neighbors.size())  # (E,) int32, -1 where there is none
-    first = view(graph.offsets.data(), graph.offsets.size())  # (M + 1,)
-    sound = len(first) == index.ntotal + 1 and int(first[-1]) == len(edges) and bool((first[1:] >= first[:-1]).all())
-    if not sound or int(edges.max(initial=-1)) >= index.ntotal or int(edges.min(initial=0)) < -1:
-        raise RuntimeError("edges of the graph lead out of it")
 
 
 def part_of(path: Path, view: SharedView, start: int) -> Any:
@@ -133,8 +116,6 @@ class OpenIndex:
         # Without the flag (FAISS before 1.11) a graph is read into memory.
         flag = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if kind == "hnsw" else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         self.parts = [faiss.read_index(str(path), flag) for path in paths]
-        if kind == "hnsw":
-            check_graph(self.parts[0])
         self._faiss = faiss
         self._view = view
         self._where = str(paths[0])

@@ -13,8 +13,8 @@ HELD_BYTES = 64 << 20  # keys that may be held in memory
 class RowKeys:
     """Keys by global row, quick for the rows of an answer.
 
-    The first question takes all keys into memory where they are small enough: looking ten of them up there costs a
-    twentieth of a search through a graph, from the mapped columns of as many shards a fifth.
+    The first question takes all keys into memory where they are small enough: ten of them are then looked up in 2 µs,
+    from mapped columns in 12 (docs/log.md).
 
     Parameters
     ----------
