@@ -55,6 +55,18 @@ def test_python_of_the_readme_runs_as_printed(tour: Path, monkeypatch: pytest.Mo
     assert names["sound"].shape == (1, 128)  # type: ignore[attr-defined]
 
 
+def test_job_arrays_of_the_docs_run_as_printed(tour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tour)
+    printed = [
+        words for block in blocks("console", (ROOT / "docs" / "cluster.md").read_text()) for words in commands(block)
+    ]
+    assert [words[1] for words in printed] == ["submit", "submit", "status"]
+    for words in printed:
+        result = CliRunner().invoke(app, words[1:], prog_name="cmcr")
+        assert result.exit_code == 0, f"{' '.join(words)}\n{result.output}\n{result.exception!r}"
+    assert "10 of 10 shards done" in result.output
+
+
 def test_a_fit_leaves_every_file_that_the_docs_name(tour: Path) -> None:
     folder = tour / "connectors" / "clap-clip"
     made = {path.name for path in folder.iterdir()}
@@ -79,7 +91,10 @@ def printed_commands() -> list[tuple[str, list[str]]]:
         for line in text.splitlines():
             bare = line.strip().removeprefix("$ ").strip("`")
             if bare.startswith("cmcr ") and "…" not in bare and "..." not in bare:
-                found.append((page.name, shlex.split(bare, comments=True)))
+                words = shlex.split(bare, comments=True)
+                found.append((page.name, words))
+                if "--" in words:  # the command that cmcr submit runs
+                    found.append((page.name, ["cmcr", *words[words.index("--") + 1 :]]))
     return found
 
 
@@ -95,6 +110,7 @@ def test_every_command_that_the_docs_print_exists_with_its_options() -> None:
             assert rest[0] in command.commands, f"{page}: no command {' '.join(words[:3])}"
             command, rest = command.commands[rest[0]], rest[1:]
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        rest = rest[: rest.index("--")] if "--" in rest else rest
         used = {word.partition("=")[0] for word in rest if word.startswith("--")}
         assert used <= known, f"{page}: {' '.join(words)} has unknown options {sorted(used - known)}"
         checked += 1

@@ -67,11 +67,7 @@ def start(task: Task, options: JobOptions, folder: Path) -> Submitted:
         submitit is not installed.
     """
     launch = _start_local if options.cluster == "local" else _start_slurm
-    try:
-        jobs, starts = launch(task, options, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    jobs, starts = launch(task, options, folder)
     where = machine() if options.cluster == "local" else ""
     return Submitted(task.words, str(Path.cwd()), options, tuple(jobs), str(folder), where, tuple(starts))
 
@@ -116,7 +112,7 @@ def _start_slurm(task: Task, options: JobOptions, folder: Path) -> tuple[list[st
 def _refusal(said: str) -> str:
     """The telling line of what sbatch printed."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("Batch job submission failed")]
+    telling = [line for line in lines if not line.startswith(("Batch job submission failed", "Try "))]
     return (telling or lines or ["it does not say why"])[-1].rstrip(".")
 
 

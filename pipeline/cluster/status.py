@@ -23,7 +23,8 @@ from .queue import Queue, queue_of
 from .record import Submitted, read
 
 WINDOW = 600.0  # seconds up to the newest shard, over which the rate is taken
-_ERROR = re.compile(r"^(?:error|slurmstepd: error|srun: error): (?P<what>.+)$", re.IGNORECASE)
+# What cmcr, slurmstepd and srun write, without the name of the machine.
+_ERROR = re.compile(r"^(?:slurmstepd: |srun: )?error: (?:\S+: task \d+: )?(?P<what>.+)$", re.IGNORECASE)
 _TAIL = 20_000  # bytes of a log that are searched
 
 

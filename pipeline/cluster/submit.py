@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,8 +144,8 @@ def launch(words: Sequence[str], asked: JobOptions, seen: Foreseen, *, dry_run: 
     if dry_run or seen.shards == 0:
         return made
     minutes = options.minutes if options.cluster == "slurm" or asked.time != JobOptions.time else 0
-    _make_folder(folder)
-    submitted = scheduler.start(Task(words, str(seen.output), minutes), options, folder)
+    with _made_folder(folder):
+        submitted = scheduler.start(Task(words, str(seen.output), minutes), options, folder)
     if words[0] != "fit":
         record.write(seen.output, submitted)
     return replace(made, jobs=submitted.jobs, logs=submitted.folder, submitted=submitted)
@@ -157,11 +159,22 @@ def _folder(words: Sequence[str], output: Path) -> Path:
     return output / "runs" / "jobs" / stamp
 
 
-def _make_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """The folder of the logs; where the submission comes to nothing, what was made for it is removed again."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         fsio.make_folder(folder)
     except OSError as error:
         raise CmcrError(f"cannot make the folder of the logs: {error.strerror}", where=str(folder)) from error
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for place in new[1:]:
+            with contextlib.suppress(OSError):  # somebody put something there
+                place.rmdir()
+        raise
 
 
 def _check_fit(words: Sequence[str], options: JobOptions) -> None:

@@ -170,3 +170,31 @@ class MortalTable(PacedTable):
                 return super().encode(batch)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode(batch)
+
+
+class PacedText:
+    """The sandbox's CLIP for texts, which takes CMCR_TEST_PACE seconds a batch."""
+
+    modality: Modality = "text"
+
+    def __init__(self) -> None:
+        from cmcr.pipeline.encoders.registry import load_encoder
+
+        self._inner = load_encoder("sandbox:clip", modality=self.modality)
+        self.name, self.space, self.dim = self._inner.name, self._inner.space, self._inner.dim
+
+    def fingerprint(self) -> str:
+        return self._inner.fingerprint()
+
+    def decode(self, item: Item) -> Any:
+        return self._inner.decode(item)
+
+    def encode(self, batch: Sequence[Any]) -> Vectors:
+        time.sleep(float(os.environ["CMCR_TEST_PACE"]))
+        return self._inner.encode(batch)
+
+
+class PacedImage(PacedText):
+    """The same for images."""
+
+    modality: Modality = "image"

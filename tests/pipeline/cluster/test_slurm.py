@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,9 @@ def test_an_array_of_which_one_task_is_killed_and_one_is_asked_to_leave_fills_th
 
     with pytest.raises(CmcrError, match="refuses the job: invalid partition specified: nowhere"):
         submit(command, tasks=3, partition="nowhere")
+    with pytest.raises(CmcrError, match="refuses the job: unrecognized option '--foo=1'"):
+        submit(command, tasks=3, extra={"foo": "1"})
+    assert not cache.exists(), "a refused submission left something behind"
 
     made = submit(command, tasks=3, partition="main", time="10")
     assert Path(made.logs).parent == cache / "runs" / "jobs"
@@ -99,9 +103,98 @@ def test_an_array_of_which_one_task_is_killed_and_one_is_asked_to_leave_fills_th
 
     monkeypatch.setenv("CMCR_TEST_PACE", "0")
     monkeypatch.setenv("CMCR_TEST_SEEN", str(tmp_path / "seen-again"))
+    script = (Path(made.logs) / f"{made.jobs[0].partition('_')[0]}_submission.sh").resolve().read_text()
+    assert script == made.script, "what a dry run prints is not what sbatch gets"
     again = retry(cache, tasks=2)
     assert (again.shards, again.words[-1]) == (now.failed, "--retry-failed")
     assert again.wait(40)
     seen = {int(line.split()[-1]) // ROWS for line in (tmp_path / "seen-again").read_text().splitlines()}
     assert len(seen) == now.failed, "shards without failures were encoded again"
     assert content(cache) == content(tmp_path / "one"), "what fails again leaves the cache as it was"
+
+
+class Scene:
+    """A paced array on the private Slurm, what is done to it, and when."""
+
+    def __init__(self, slurm: Any, made: Submission, cache: Path) -> None:
+        self.slurm, self.made, self.cache = slurm, made, cache
+        self.begin = time.monotonic()
+        self.lines = ["| second | what | shards done |", "|---|---|---|"]
+
+    def note(self, what: str) -> None:
+        self.lines.append(f"| {time.monotonic() - self.begin:.0f} | {what} | {shards_of(self.cache)} |")
+
+    def worker(self, task: int) -> int | None:
+        """Process id of the worker that an array task is, once it holds a lease."""
+        for claim in read_claims(self.cache).values():
+            if claim.holder is not None and not claim.holder.is_dead():
+                variables = Path(f"/proc/{claim.holder.pid}/environ").read_bytes().split(b"\0")
+                if b"SLURM_ARRAY_TASK_ID=%d" % task in variables:
+                    return claim.holder.pid
+        return None
+
+    def kill(self, task: int) -> None:
+        wait_until(lambda: self.worker(task), 400, f"task {task} does not work\n{logs(self.made)}")
+        victim = self.worker(task)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: self.slurm.state(self.job(task)) == "FAILED", 60, "a killed task fails")
+        self.note(f"kill -9 of task {task}")
+
+    def job(self, task: int) -> str:
+        return self.made.jobs[task]
+
+
+@pytest.mark.slow
+@pytest.mark.kit
+@pytest.mark.timeout(1500)
+def test_twelve_tasks_killed_requeued_and_timed_out_under_a_restarted_controller_make_the_caches_of_one_process(
+    slurm: Any, kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.config))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    raw = {"text": kit / "raw" / "text" / "captions.txt", "image": kit / "raw" / "images"}
+    shard_sizes, paces = {"text": 10, "image": 2}, {"text": "6", "image": "5"}
+    made = {}
+    for modality, source in raw.items():
+        encoder = f"{ENCODERS}:Paced{modality.title()}"
+        settings = {"modality": modality, "encoder": encoder, "shard_size": shard_sizes[modality], "batch_size": 5}
+        monkeypatch.setenv("CMCR_TEST_PACE", "0")
+        encode(source, tmp_path / f"one-{modality}", **settings)
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        made[modality] = ["encode", *words, "--input", str(source), "--output", str(tmp_path / modality)]
+
+    monkeypatch.setenv("CMCR_TEST_PACE", paces["image"])
+    images = Scene(slurm, submit(made["image"], tasks=12), tmp_path / "image")
+    wait_until(lambda: any(images.worker(task) for task in range(12)), 100, logs(images.made))
+    images.kill(next(task for task in range(12) if images.worker(task)))
+    assert images.made.wait(240), logs(images.made)
+    images.note("finished")
+    assert content(tmp_path / "image") == content(tmp_path / "one-image")
+
+    monkeypatch.setenv("CMCR_TEST_PACE", paces["text"])
+    scene = Scene(slurm, submit(made["text"], tasks=12, time="10"), tmp_path / "text")
+    scene.kill(3)
+    assert slurm.ask("scontrol", "requeue", scene.job(3)) == ""
+    wait_until(lambda: scene.worker(7), 100, "task 7 works")
+    assert slurm.ask("scontrol", "requeue", scene.job(7)) == ""
+    scene.note("scontrol requeue of task 7, at work")
+    wait_until(lambda: scene.worker(9), 100, "task 9 works")
+    assert slurm.ask("scontrol", "update", f"jobid={scene.job(9)}", "timelimit=1") == ""
+    wait_until(lambda: slurm.state(scene.job(9)) == "PENDING", 120, f"task 9 runs out of time\n{logs(scene.made)}")
+    scene.note("task 9 warned of its time limit, and queued again by itself")
+    slurm.restart_controller()
+    scene.note("controller restarted")
+    scene.kill(3)
+    wait_until(lambda: scene.worker(7), 200, f"task 7 comes back\n{logs(scene.made)}")
+    scene.note("task 7 back at work")
+    wait_until(lambda: status(scene.cache).done == 200, 500, logs(scene.made))
+    scene.note("finished")
+    slurm.ask("scancel", *{job.partition("_")[0] for job in scene.made.jobs})
+    assert scene.made.wait(60)
+    now = status(scene.cache)
+    assert (now.state, now.exit_code(), now.rows, now.lost) == ("finished", 0, 2000, 0)
+    assert content(scene.cache) == content(tmp_path / "one-text")
+    assert verify(scene.cache).ok
+    with capsys.disabled():
+        sys.stdout.write("\n".join(["", "images:", *images.lines, "", "captions:", *scene.lines, ""]))
