@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .pipeline.encoders.registry import load_encoder as load_encoder
     from .pipeline.evaluate import evaluate as evaluate
     from .pipeline.project import project as project
+    from .pipeline.reporting.run import report as report
     from .pipeline.search import search as search
     from .trainer.completed_cache import complete as complete
     from .trainer.connector import Connector as Connector
@@ -54,6 +55,7 @@ _HOMES = {
     "submit": ".pipeline.cluster.submit",
     "status": ".pipeline.cluster.status",
     "retry": ".pipeline.cluster.retry",
+    "report": ".pipeline.reporting.run",
     "demo": ".pipeline.demo.run",
 }
 

@@ -322,6 +322,28 @@ def compare(
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders with result files below them, or such files.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The page; report.html in the first folder. A CSV stands beside it.")
+    ] = None,
+    material: Annotated[
+        list[Path] | None, typer.Option("--material", help="More folders with caches and connectors; may repeat.")
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", help="Queries shown with their neighbours; 0: none.")] = 6,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Figures only.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare many evaluations on one page (HTML, CSV). Exit code 1 when a result file could not be read."""
+    from .pipeline.reporting.run import report as run
+
+    made = run(results, output=output, material=material or (), examples=examples, pictures=not no_pictures)
+    _show(made.lines(), made.to_json(), json)
+    if not made.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def project(
     connector: Connector,
     input: Annotated[Path, typer.Option("--input", help="Cache of one of the connector's spaces.")],

@@ -25,7 +25,7 @@ from .compare_tables import csv_text, latex, tables, text
 from .eval_sets import EvalSet, readable
 from .recipe_evals import RecipeReport, measure_recipe
 
-FORMAT, VERSION = "cmcr-comparison", 2
+FORMAT, VERSION = "cmcr-comparison", 2  # pipeline/reporting reads it
 TEXT, CSV, LATEX, JSON = "comparison.txt", "comparison.csv", "comparison.tex", "comparison.json"
 Say = Callable[[str], None]
 

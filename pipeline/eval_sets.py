@@ -86,6 +86,7 @@ class EvalSet:
         one = self.recipe
         return {
             "relevant": rule(one),
+            "label": one.label,
             "ties": one.ties,
             "distractors": one.distractors,
             "no_class": list(one.no_class),

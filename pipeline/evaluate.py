@@ -69,7 +69,7 @@ class RetrievalSettings:
     def record(self) -> dict[str, Any]:
         """What of this decides figures, JSON-able."""
         pairs = {} if self.pairs is None or self.label is not None else {"pairs": digest_of_file(self.pairs)}
-        return {"relevant": self.rule, "ties": self.ties, "cut_offs": list(self.ks), **pairs}
+        return {"relevant": self.rule, "label": self.label, "ties": self.ties, "cut_offs": list(self.ks), **pairs}
 
 
 @dataclass(frozen=True)

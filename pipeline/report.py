@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -111,11 +111,15 @@ def render(report: Report) -> str:
     str
         HTML.
     """
+    return page("report.html", report=report)
+
+
+def page(template: str, **values: Any) -> str:
+    """A page from one of the package's templates; every text among the values is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = Path(__file__).parent / "templates"
-    loader = FileSystemLoader(folder)
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html").render(report=report)
+    return environment.get_template(template).render(**values)
