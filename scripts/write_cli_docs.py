@@ -12,6 +12,7 @@ COMMANDS = (
     ("complete",),
     ("fit",),
     ("compare",),
+    ("report",),
     ("project",),
     ("search",),
     ("evaluate", "retrieval"),
