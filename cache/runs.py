@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def find_source(path: Path, source: str) -> Path | None:
+def find_source(path: Path, source: str, known: Sequence[dict[str, Any]] | None = None) -> Path | None:
     """The file that ``source`` (a value of /source) names, under the ``roots`` of the run records.
 
-    ``roots`` maps the name of an input to the absolute folder or file that it stood for.
+    ``roots`` maps the name of an input to the absolute folder or file that it stood for. ``known`` are the
+    :func:`records`, read once where many sources are looked for.
     """
     if Path(source).is_absolute() or ".." in Path(source).parts:
         return None
-    for record in records(path):
+    for record in records(path) if known is None else known:
         roots = record.get("roots")
         for name, root in roots.items() if isinstance(roots, dict) else ():
             place = Path(str(root))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..cache import runs
 from ..cache.errors import CacheError, CmcrError, ConnectorError
 from ..cache.faiss_index import has_faiss
-from ..cache.runs import find_source
 from .searching.choice import IndexSettings, choose_kind
 from .searching.gallery_index import AHEAD, GalleryIndex, kept_index, made_index
 from .searching.row_keys import RowKeys
@@ -209,13 +209,14 @@ class Searcher:
 
     def _look_up(self, rows: npt.NDArray[np.int64]) -> Sequence[dict[str, Any]]:
         cache = self.gallery
+        known = list(runs.records(cache.path))
         columns = zip(cache.keys(rows), cache.captions(rows), cache.sources(rows), strict=True)
         return [
             {
                 "key": key,
                 "caption": caption,
                 "source": source,
-                "path": find_source(cache.path, source) if source else None,
+                "path": runs.find_source(cache.path, source, known) if source else None,
             }
             for key, caption, source in columns
         ]
