@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cmcr
+import numpy as np
 import pytest
 from cmcr.cache.errors import CmcrError
 from cmcr.pipeline.evaluate import evaluate
@@ -143,3 +145,51 @@ def test_runs_of_one_name_in_two_folders_are_told_apart(results: Any, tmp_path: 
     assert again.files == 4  # one file is read once
     with pytest.raises(CmcrError, match="does not exist"):
         collect([tmp_path / "gone"])
+
+
+def test_classification_and_counterfactual_results_are_tables_of_their_own(results: Any) -> None:
+    from cmcr.pipeline.evaluation.class_sources import ClassSettings
+    from cmcr.pipeline.evaluation.classification import evaluate_classification
+    from cmcr.pipeline.evaluation.intervals import counterfactual_intervals
+    from cmcr.pipeline.evaluation.localization import LocalizationReport, counterfactual_figures
+    from cmcr.pipeline.evaluation.localization_measures import Detection
+    from cmcr.pipeline.evaluation.results import subject, write_result
+    from cmcr.pipeline.reporting.figures import bars_of
+    from cmcr.pipeline.shared import SharedView
+
+    for name, connector in results.connectors.items():
+        classes = ClassSettings(prompts=results.world / "kinds")
+        place = results.folder / "zero" / f"{name}.json"
+        evaluate_classification(results.query, classes, label="label", connector=connector, output=place)
+    random = np.random.default_rng(0)
+    found = Detection(random.random(50) < 0.5, random.random(50), random.random(50))
+    views = {"sounds": SharedView(results.query), "regions": SharedView(results.gallery)}
+    how = {"rule": "slavc", "threshold": 0.5, "list": "items.jsonl", "list_digest": "abc"}
+    report = LocalizationReport(
+        counterfactual_figures(found),
+        subject("counterfactual", None, views, how),
+        ("k",),
+        counterfactual_intervals(found),
+    )
+    write_result(report.to_json(), results.folder / "silent.json")
+    groups = {group.first.protocol: group for group in grouped(collect([results.folder]).entries)}
+    zero, silent = groups["classification"], groups["counterfactual"]
+    assert [entry.run.label for entry in zero.tables[0].entries] == ["zero/one", "zero/two"]
+    record = json.loads((results.folder / "zero" / "two.json").read_text())
+    two = zero.tables[0].entries[1]
+    assert two.figures["top3"].value == record["figures"]["top3"]
+    assert two.figures["macro_top1"].low == record["interval"]["macro_top1"][0]
+    assert two.chance["top1"] == two.chance["macro_top1"] == 1 / 4
+    assert (zero.tables[0].main, two.counts["classes"], two.counts["items"]) == ("top1", 4, 24)
+    assert "items" not in two.figures
+    (one,) = silent.tables[0].entries
+    assert one.figures["AP"].value == found.average_precision()
+    assert one.figures["AUC"].high == report.interval["AUC"][1]
+    assert one.run.method is None
+    assert one.counts == {"items": 50, "audible": int(found.audible.sum()), "inaudible": int((~found.audible).sum()),
+                          "left out": 1}  # fmt: skip
+    assert bars_of(silent, silent.tables[0]).sentence == f"silent: AP {100 * one.figures['AP'].value:.1f}%."
+    page = cmcr.report(results.folder, output=results.world / "p.html", pictures=False).page.read_text(encoding="utf-8")
+    assert f"top-1 {100 * max(e.figures['top1'].value for e in zero.tables[0].entries):.1f}%" in page
+    assert "list items.jsonl, rule slavc 0.5" in page
+    assert "Highest: silent" not in page  # one run is not the highest of anything
