@@ -929,8 +929,10 @@ def _submitted(made: Any, wait: bool, json: bool) -> None:
     """Print a submission, and wait for its tasks if asked to."""
     from .pipeline.cluster import lines
 
-    _show(lines.submission_lines(made), made.to_json(), json)
-    if not (wait and made.jobs):
+    awaited = wait and bool(made.jobs)
+    if not (json and awaited and made.words[0] != "fit"):  # else the status is the one JSON document
+        _show(lines.submission_lines(made), made.to_json(), json)
+    if not awaited:
         return
     try:
         made.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -127,7 +128,7 @@ def _start_local(task: Task, options: JobOptions, folder: Path) -> tuple[list[st
     submitit = _submitit()
     executor = submitit.LocalExecutor(folder, max_num_timeout=TURNS)
     jobs = []
-    with _deaf_to_interrupts():
+    with _detached():
         for number in range(options.tasks):
             executor.update_parameters(
                 timeout_min=task.minutes or FOR_EVER,
@@ -146,16 +147,20 @@ atexit.register(STARTED.clear)  # submitit's jobs cannot be deleted later than t
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started in here do not hear Ctrl-C, as tasks elsewhere would not."""
-    if threading.current_thread() is not threading.main_thread():
+def _detached() -> Iterator[None]:
+    """Processes started in here do not hear Ctrl-C, as tasks elsewhere would not, and hold no pipe of ours open."""
+    with contextlib.ExitStack() as undo:
+        if threading.current_thread() is threading.main_thread():
+            undo.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        undo.callback(os.close, nothing)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            kept = os.dup(number)
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, number)
+            os.dup2(nothing, number)
         yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def collect() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -216,6 +217,31 @@ def test_a_task_asked_to_leave_by_sigusr2_finishes_its_shard_and_comes_back(
     seen = [line.split()[-1] for line in paced.read_text().splitlines()][8:]  # the dry run times one batch twice
     assert len(seen) == len(set(seen)) == 8 * ROWS, "a shard in flight was not finished, or was begun again"
     assert len(list((cache / "runs").glob("*.jsonl"))) == 3, "the task ran twice"
+
+
+def test_ctrl_c_ends_the_waiting_and_neither_the_tasks_nor_a_pipe_that_is_read(
+    source: Path, tmp_path: Path, paced: Path
+) -> None:
+    cache = tmp_path / "cache"
+    words = ["submit", "--cluster", "local", "--wait", "--", *command(source, cache)]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "cmcr", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    (worker,) = workers(cache, 1)
+    os.kill(worker, signal.SIGSTOP)  # so that the task cannot end by itself
+    os.killpg(waiting.pid, signal.SIGINT)
+    said = waiting.communicate(timeout=20)[0]
+    os.kill(worker, signal.SIGCONT)
+    assert waiting.returncode == 130, said
+    assert "the tasks go on; end them with: kill " in said
+    wait_for = time.monotonic() + 60
+    while status(cache).state != "finished":
+        assert time.monotonic() < wait_for, status(cache)
+        time.sleep(0.1)
 
 
 def test_a_task_that_gets_nowhere_within_its_time_is_not_queued_for_ever(
