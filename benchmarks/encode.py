@@ -8,12 +8,14 @@ overlap    the pool decodes everything ahead while batches go forward: what a pe
 
 Each round runs all three, in another order than the round before, and gives ratios of its own; the table has the median
 of the rounds, and of the ratios the smallest and largest too: a spread above the budget's 5% says that the machine was
-not quiet enough to tell. Networks have random weights: speed does not depend on them.
+not quiet enough to tell. The last column is the ratio to serial in processor time, which other processes disturb less
+(and which does not see waiting for the disk). Networks have random weights: speed does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -22,6 +24,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the command line does
 
 import numpy as np
 import torch
@@ -155,9 +159,12 @@ def measure(title: str, encoder: Encoder, source: Path, folder: Path, rounds: in
         "overlap": lambda: timed(lambda: overlap(encoder, units, config.decoders)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         for name in list(ways)[number % 3 :] + list(ways)[: number % 3]:
+            before = time.process_time()
             seconds[name].append(ways[name]())
+            processor[name].append(time.process_time() - before)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = {
         name: sorted(e / other for e, other in zip(seconds["encode"], seconds[name], strict=True))
@@ -165,9 +172,10 @@ def measure(title: str, encoder: Encoder, source: Path, folder: Path, rounds: in
     }
     items = sum(map(len, units))
     told = [f"{statistics.median(r):6.3f} ({r[0]:.2f}-{r[-1]:.2f})" for r in ratios.values()]
+    work = statistics.median(e / other for e, other in zip(processor["encode"], processor["serial"], strict=True))
     print(
         f"{title:20} {items:6} {items / middle['encode']:9.1f}/s {middle['encode']:8.2f} s {middle['serial']:8.2f} s "
-        f"{middle['overlap']:8.2f} s {' '.join(told)}",
+        f"{middle['overlap']:8.2f} s {' '.join(told)} {work:8.3f}",
         flush=True,
     )
     return statistics.median(ratios["serial"])
