@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from .cache._version import __version__
-from .cache.errors import CmcrError, RecipeError
+from .cache.errors import CmcrError, PeerError, RecipeError
 
 
 class _Commands(typer.core.TyperGroup):
@@ -24,6 +24,8 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except PeerError:  # of several processes another one says why
+            sys.exit(1)
         except CmcrError as error:
             _say(f"error: {error}")
             sys.exit(1)
@@ -254,12 +256,13 @@ def fit(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume."""
+    """Fit a connector on cached vectors, from a recipe or from flags; run it again to resume. Works under torchrun."""
     from .pipeline import terminal
     from .pipeline.fit_progress import FitBar
     from .pipeline.recipe_evals import evaluate_recipe
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
+    from .trainer.rendezvous import joined
 
     given: dict[str, Any] = {
         "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
@@ -267,21 +270,25 @@ def fit(
         "schedule": schedule, "warmup": warmup, "clip_grad": clip_grad, "chunk": chunk, "patience": patience,
         "validate_every": validate_every,
     }  # fmt: skip
-    if (config is None) == (not space):
-        what = "A fit takes a recipe or two spaces" + (", not both." if config else "; neither is given.")
-        raise RecipeError(what, todo="--config FILE, or --space twice with --method")
-    recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
-    overrides = given if config else {}
-    if dry_run:
-        from .trainer.plan_fit import plan_fit
+    with joined() as ranks:
+        if (config is None) == (not space):
+            what = "A fit takes a recipe or two spaces" + (", not both." if config else "; neither is given.")
+            raise RecipeError(what, todo="--config FILE, or --space twice with --method")
+        recipe = load_recipe(config, set or ()) if config else Recipe.from_flags(space or (), set or (), **given)
+        overrides = given if config else {}
+        if dry_run:
+            if ranks.leads:
+                from .trainer.plan_fit import plan_fit
 
-        plan = plan_fit(recipe, output=output, overwrite=overwrite, **overrides)
-        _show(terminal.plan_lines(plan), plan.to_json(), json)
-        return
-    with _maybe(quiet or json, FitBar) as progress:
-        say = None if progress is None else progress.say
-        result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
-    evals = evaluate_recipe(result.recipe, result.folder)
+                plan = plan_fit(recipe, output=output, overwrite=overwrite, **overrides)
+                _show(terminal.plan_lines(plan), plan.to_json(), json)
+            return
+        with _maybe(quiet or json or not ranks.leads, FitBar) as progress:
+            say = None if progress is None else progress.say
+            result = run(recipe, output=output, overwrite=overwrite, progress=progress, say=say, **overrides)
+        if not ranks.leads:
+            return
+        evals = evaluate_recipe(result.recipe, result.folder)
     record = {
         "connector": str(result.folder),
         "metrics": dict(result.metrics),

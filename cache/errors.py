@@ -75,6 +75,10 @@ class FitError(CmcrError):
     """Training cannot start or go on."""
 
 
+class PeerError(FitError):
+    """Another process of the same fit failed, and says why itself: nothing to tell a second time."""
+
+
 class ConnectorError(CmcrError):
     """A connector is missing, damaged, or asked for a space that it does not have."""
 

@@ -19,6 +19,7 @@ from ..trainer.methods import get_method
 from ..trainer.methods.base import is_seeded
 from ..trainer.recipe import Recipe, load_recipe, make_recipe
 from ..trainer.recipe_checks import check_evals
+from ..trainer.rendezvous import refuse_several
 from ..trainer.run_folder import Progress, RunFolder
 from .compare_figures import Figures, figures_of
 from .compare_tables import csv_text, latex, tables, text
@@ -160,6 +161,7 @@ def compare(
     RecipeError
         There is nothing to evaluate on, or a method or setting is not known; nothing was fitted then.
     """
+    refuse_several("a comparison")
     plan = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(output) if output is not None else plan.base / "compare"
     if not plan.eval and not plan.damage:

@@ -130,6 +130,8 @@ def plan_lines(plan: FitPlan) -> list[str]:
     first, second = (space.name for space in plan.spaces)
     only = f"{plan.joined.left_only:,} only in {first}, {plan.joined.right_only:,} only in {second}"
     lines = [f"plan for {where}: {plan.method}, {course}", f"joined {plan.rows:,} rows by key ({only})"]
+    if plan.processes > 1:
+        lines.append(_processes_line(plan))
     if plan.resumes_at:
         lines.append(f"goes on after step {plan.resumes_at:,}")
     lines += [_space_line(space) for space in plan.spaces]
@@ -146,6 +148,15 @@ def plan_lines(plan: FitPlan) -> list[str]:
         f"time: {', '.join(times) or ('not known' if plan.untimed else 'seconds')} ({plan.basis})",
         "nothing was written",
     ]
+
+
+def _processes_line(plan: FitPlan) -> str:
+    """How a planned fit is shared among processes."""
+    if plan.training == 1:
+        return f"{plan.processes} processes, of which the first works and the others wait"
+    least, more = divmod(plan.batch_size, plan.processes)
+    rows = f", {least:,}{f' or {least + 1:,}' if more else ''} rows of a batch each" if plan.batch_size else ""
+    return f"{plan.processes} processes{rows}; sizes and times below are those of one process"
 
 
 def _space_line(space: SpacePlan) -> str:

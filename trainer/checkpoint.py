@@ -42,6 +42,8 @@ class Checkpoint:
         The model as it scored best on the validation pair; empty without one.
     looks : mapping
         What the looks at the validation pair have found so far: numbers by name.
+    processes : int
+        How many trained together. Any number may go on: the sums are then rounded otherwise.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Checkpoint:
     optimiser: Mapping[str, Tensor]
     best: Mapping[str, Tensor] = field(default_factory=dict)
     looks: Mapping[str, float] = field(default_factory=dict)
+    processes: int = 1
 
 
 def capture(
@@ -58,6 +61,7 @@ def capture(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     early: EarlyStop | None = None,
+    processes: int = 1,
 ) -> Checkpoint:
     """The state of a model, its optimiser and its early stopping after ``step`` steps."""
     moments = {
@@ -67,7 +71,7 @@ def capture(
         if isinstance(value, Tensor)
     }
     best, looks = ({}, {}) if early is None else (early.weights, early.numbers())
-    return Checkpoint(step, identity, dict(model.state_dict()), moments, best, looks)
+    return Checkpoint(step, identity, dict(model.state_dict()), moments, best, looks, processes)
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -92,6 +96,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "identity": checkpoint.identity,
         "looks": dict(checkpoint.looks),
     }
+    if checkpoint.processes > 1:
+        head["processes"] = checkpoint.processes
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomic(path, safetensors.torch.save(ready, {"cmcr": json.dumps(head, sort_keys=True)}))
 
@@ -115,6 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
             raise ValueError(f"it has format {head['format']!r}, version {head['version']!r}")
         step, identity = int(head["step"]), str(head["identity"])
         looks = {str(name): float(value) for name, value in head["looks"].items()}
+        processes = int(head.get("processes", 1))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise FitError(
             f"this checkpoint cannot be read: {error}", where=str(path), todo="delete it, or fit with --overwrite"
@@ -123,7 +130,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = value
-    return Checkpoint(step, identity, parts["model"], parts["optimiser"], parts["best"], looks)
+    return Checkpoint(step, identity, parts["model"], parts["optimiser"], parts["best"], looks, processes)
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -11,32 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..cache._version import __version__
-from ..cache.errors import FitError, RecipeError
+from ..cache.errors import ConnectorError, FitError, RecipeError
 from ..cache.fsio import host_name, write_atomic
-from ..cache.manifest import CacheManifest
-from ..cache.plugins import recorded_name
-from ..cache.reader import open_cache
 from .artefacts import model_card, write_curve, write_events
 from .connector import Connector
-from .connector_info import ConnectorInfo, SpaceInfo
+from .device import resolve_device
 from .early_stop import make_validator
+from .fit_record import connector_info, fit_digest, settings_record
 from .methods import get_method
-from .methods.base import Method, wants_completion
+from .methods.base import Method, is_distributed, wants_completion
 from .pairs import Pairs, load_pairs
 from .projectors import Projector
+from .ranks import ALONE, Ranks
 from .recipe import Recipe, load_recipe, make_recipe
 from .recipe_checks import check_evals
-from .recipe_tables import ValidationRecipe
-from .run_folder import EVENTS, METRICS, Progress, RunFolder
-from .settings import DECIDES_NOTHING
+from .rendezvous import joined
+from .run_folder import EVENTS, METRICS, FollowedRun, Progress, RunFolder
 
 CARD, CURVE = "README.md", "curve.png"
-NOT_STATED = "not stated"
-_NO_ENCODER = "imported"  # what an import records where nobody says which encoder made the vectors
+_IDENTITY = "what decides this fit (recipe, caches, version of cmcr)"
+_SAME_FILES = "let every process see the same files, on a shared file system, and the same version of cmcr"
+_APPEARS_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,9 @@ def fit(
 ) -> FitResult:
     """Fit a connector on cached vectors and write its folder.
 
+    Under torchrun every process is to call it with the same arguments; they train together (``docs/cluster.md``), the
+    first one writes, and each returns the connector.
+
     Parameters
     ----------
     recipe : Recipe or path, optional
@@ -104,33 +103,94 @@ def fit(
     RecipeError, JoinError, FitError
         The recipe is not valid, its caches do not fit together, the folder holds something else, or training diverged.
     """
-    plan = recipe_of(recipe, settings, space)
-    folder = Path(output) if output is not None else plan.output
-    if folder is None:
-        raise RecipeError("no folder for the connector is named", where="fit.output", todo="give output, or --output")
+    with joined() as ranks:
+        plan = recipe_of(recipe, settings, space)
+        folder = Path(output) if output is not None else plan.output
+        if folder is None:
+            raise RecipeError(
+                "no folder for the connector is named", where="fit.output", todo="give output, or --output"
+            )
+        return _fit(ranks, plan, folder, overwrite, progress, say) if ranks.leads else _follow(ranks, plan, folder)
+
+
+def _fit(
+    ranks: Ranks,
+    plan: Recipe,
+    folder: Path,
+    overwrite: bool,
+    progress: Progress | None,
+    say: Callable[[str], None] | None,
+) -> FitResult:
+    """:func:`fit` on the first process, which alone writes and tells; the other ones are in :func:`_follow`."""
     method = get_method(plan.method)
     RunFolder.check(folder, plan.resolved(folder), overwrite=overwrite)  # before the hours of a completion
     check_evals(plan)
+    team = _team(ranks, plan, method)
     told = None if progress is None else _completion_progress(progress)
     pairs = load_pairs(plan, complete=wants_completion(method), say=say, progress=told)
+    ranks.announce("completed")
     validator = make_validator(plan, pairs)
-    identity = _identity(_settings(plan, method), pairs)
-    run = RunFolder.open(folder, plan.resolved(folder), identity, overwrite=overwrite, progress=progress)
+    identity = fit_digest(settings_record(plan, method), pairs)
+    ranks.agree(_IDENTITY, identity, _SAME_FILES)
+    run = RunFolder.open(folder, plan.resolved(folder), identity, overwrite=overwrite, progress=progress, ranks=team)
     run.validator = validator
+    if run.note is not None and say is not None:
+        say(run.note)
+    ranks.announce("begun")
     started = time.time()
     try:
         heads = method.fit(pairs, plan.fit, run)
     finally:
         run.close()
     _check_kept(plan, heads)
-    info = _info(_settings(plan, method), pairs, {"identity": identity, "chosen": run.chosen})
-    connector = Connector(heads, info)
+    found = {"identity": identity, "chosen": run.chosen, "processes": team.size if team.size > 1 else None}
+    connector = Connector(heads, connector_info(settings_record(plan, method), pairs, found))
     metrics = _write_artefacts(folder, connector)
     ended = time.time()
-    _log_run(folder, {"start": started, "end": ended, "resumed_at": run.resumed_at, "threads": torch.get_num_threads()})
+    record = {"resumed_at": run.resumed_at, "threads": torch.get_num_threads(), "processes": team.size}
+    _log_run(folder, {"start": started, "end": ended, **record})
     connector.save(folder)
     run.finished()
+    ranks.announce("finished")
     return FitResult(connector, folder, pairs, metrics, ended - started, plan)
+
+
+def _follow(ranks: Ranks, plan: Recipe, folder: Path) -> FitResult:
+    """:func:`fit` on another process: it trains along, reads what the first one wrote, and writes nothing."""
+    method = get_method(plan.method)
+    team = _team(ranks, plan, method)
+    ranks.await_first("completed")
+    pairs = load_pairs(plan, complete=wants_completion(method))
+    validator = make_validator(plan, pairs)
+    identity = fit_digest(settings_record(plan, method), pairs)
+    ranks.agree(_IDENTITY, identity, _SAME_FILES)
+    ranks.await_first("begun")
+    started = time.time()
+    if team.size > 1:
+        run = FollowedRun(folder, identity, team)
+        run.validator = validator
+        method.fit(pairs, plan.fit, run)
+    ranks.await_first("finished")
+    ended = time.time()
+    return FitResult(_appeared(folder), folder, pairs, _last_metrics(folder), ended - started, plan)
+
+
+def _team(ranks: Ranks, plan: Recipe, method: Method) -> Ranks:
+    """The processes that train: all of them, or the first alone for a method that does not share its work."""
+    ranks.check_device(resolve_device(plan.fit.device))
+    return ranks if is_distributed(method) else ALONE
+
+
+def _appeared(folder: Path) -> Connector:
+    """The connector that the first process has written; a network file system may show it a little later."""
+    end = time.monotonic() + _APPEARS_SECONDS
+    while True:
+        try:
+            return Connector.load(folder)
+        except ConnectorError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1.0)
 
 
 def _completion_progress(progress: Progress) -> Callable[[int, int], None]:
@@ -152,7 +212,7 @@ def _check_kept(recipe: Recipe, heads: Mapping[str, Projector]) -> None:
 
 def fit_identity(recipe: Recipe) -> str:
     """What the connector of a finished fit of ``recipe`` says under ``identity`` in its ``made_from``; fits nothing."""
-    return _identity(_settings(recipe, get_method(recipe.method)), load_pairs(recipe, complete=False))
+    return fit_digest(settings_record(recipe, get_method(recipe.method)), load_pairs(recipe, complete=False))
 
 
 def recipe_of(
@@ -182,93 +242,20 @@ def _as_text(value: Any) -> Any:
     return [os.fspath(one) for one in value]
 
 
-def _settings(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """The settings that decide a fit, without places; a method from a file by its name and the hash of the file."""
-    record = recipe.fit.model_dump(mode="json", exclude=set(DECIDES_NOTHING), exclude_none=True)
-    record["method"] = recorded_name(recipe.fit.method)
-    if recipe.validation is not None:
-        record["validation"] = _validation(recipe, recipe.validation)
-    source = getattr(method, "source_hash", None)
-    return record if source is None else {**record, "method_source": source}
-
-
-def _validation(recipe: Recipe, plan: ValidationRecipe) -> dict[str, Any]:
-    """What a validation pair holds: content ids, the hash of a file of pairs."""
-    record: dict[str, Any] = {
-        "query": open_cache(recipe.path(plan.query)).content_id(),
-        "gallery": open_cache(recipe.path(plan.gallery)).content_id(),
-    }
-    if plan.pairs is not None:
-        record["pairs"] = hashlib.blake2b(recipe.path(plan.pairs).read_bytes(), digest_size=16).hexdigest()
-    return record if plan.label is None else {**record, "label": plan.label}
-
-
-def _identity(settings: Mapping[str, Any], pairs: Pairs) -> str:
-    """Digest of everything that decides a fit: settings, the content of the caches, this version of the package."""
-    record = {"version": __version__, "fit": settings, "made_from": _contents(pairs)}
-    return hashlib.blake2b(json.dumps(record, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _contents(pairs: Pairs) -> dict[str, Any]:
-    """Content ids of the caches, by space."""
-    banks = {name: None if bank is None else bank.content_id() for name, bank in pairs.bank.items()}
-    return {
-        name: {"overlap": pairs.overlap[name].cache.content_id(), "bank": banks[name]} for name in sorted(pairs.names)
-    }
-
-
-def _info(settings: Mapping[str, Any], pairs: Pairs, found: Mapping[str, Any]) -> ConnectorInfo:
-    """The description that travels with the connector: no paths, no times. ``found`` is what the fit itself adds."""
-    spaces = {name: _space_info(_manifests(pairs, name)) for name in pairs.names}
-    made_from: dict[str, Any] = {
-        "caches": _contents(pairs),
-        "settings": dict(settings),
-        "rows": pairs.N,
-        "join": {
-            "matched": pairs.report.matched,
-            "left_only": pairs.report.left_only,
-            "right_only": pairs.report.right_only,
-        },
-        "bank_rows": {name: len(bank) for name, bank in pairs.bank.items() if bank is not None},
-        "neighbours": {name: round(done.neighbours, 2) for name, done in pairs.completions.items()},
-        **{name: value for name, value in found.items() if value},
-    }
-    encoders = {encoder for space in spaces.values() for encoder in space.encoders.values()}
-    return ConnectorInfo(
-        spaces=spaces,
-        method=settings["method"],
-        made_from=made_from,
-        versions={"cmcr": __version__, "numpy": np.__version__, "torch": torch.__version__},
-        licences=dict.fromkeys(sorted(encoders), NOT_STATED),
-    )
-
-
-def _manifests(pairs: Pairs, name: str) -> list[CacheManifest]:
-    """Manifests of a space's caches, the overlap first."""
-    bank = pairs.bank[name]
-    return [pairs.overlap[name].cache.manifest, *(cache.manifest for cache in (bank.caches if bank else ()))]
-
-
-def _space_info(manifests: list[CacheManifest]) -> SpaceInfo:
-    """One space from the caches that stand for it; the first cache of a modality names its encoder."""
-    first = {manifest.modality: manifest for manifest in reversed(manifests)}
-    modalities = tuple(sorted(first))
-    return SpaceInfo(
-        id=manifests[0].space_id,
-        modalities=modalities,
-        encoders={name: first[name].encoder for name in modalities if first[name].encoder != _NO_ENCODER},
-        fingerprints={modality: first[modality].fingerprint for modality in modalities},
-    )
-
-
 def _write_artefacts(folder: Path, connector: Connector) -> dict[str, Any]:
     """Curve, event file and model card from the metrics; the last line of them."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    if lines:
+    last = _last_metrics(folder)
+    if last:
         title = f"{connector.info.method}: {' and '.join(connector.spaces)}"
         write_curve(folder / METRICS, folder / CURVE, title=title)
         write_events(folder / METRICS, folder / EVENTS)
     write_atomic(folder / CARD, model_card(connector).encode("utf-8"))
+    return last
+
+
+def _last_metrics(folder: Path) -> dict[str, Any]:
+    """The last line of the metrics; empty where there is none."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return last
 

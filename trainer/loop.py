@@ -15,6 +15,8 @@ from .batches import Batches, Indices
 from .checkpoint import restore
 from .early_stop import EarlyStop
 from .optim import gradient_norm, learning_rate, make_optimiser, set_lr
+from .ranks import ALONE, Ranks
+from .shared_norm import shared_norms
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -30,8 +32,10 @@ _TELL_SECONDS = 0.25
 class Objective(Protocol):
     """What a loop trains: a model, and its loss on some rows.
 
-    One member more is optional: ``heads``, the heads by space name, where ``model`` is not just that mapping. A
-    validation pair is projected through them.
+    Two members more are optional. ``heads``: the heads by space name, where ``model`` is not just that mapping. A
+    validation pair is projected through them. ``ranks``: the processes that each batch is shared among. ``loss`` then
+    gets the rows of this process, and gives the total of the whole batch, the same number on every process, whose
+    gradient here is the part through these rows.
     """
 
     model: nn.Module
@@ -52,14 +56,37 @@ class Objective(Protocol):
 def train(objective: Objective, batches: Batches, settings: FitSettings, run: FitRun) -> None:
     """Train in place by AdamW under the settings' schedule, from the run's checkpoint where it has one.
 
-    Killed and resumed ends in the same bits (CPU, same number of threads): order and noise are functions of the step.
-    With a validation pair in the run the weights end as they scored best on it.
+    Killed and resumed ends in the same bits (CPU, same number of threads and of processes): order and noise are
+    functions of the step. With a validation pair in the run the weights end as they scored best on it. Several
+    processes (``objective.ranks``) end with the same weights, those of one process but for rounding.
 
     Raises
     ------
     FitError
-        The loss or a gradient is not finite: names the step, keys of the batch and the likely cause.
+        The loss or a gradient is not finite: names the step, keys of the batch and the likely cause. Or a process of
+        several is gone.
     """
+    ranks = _ranks(objective)
+    if getattr(run, "ranks", ALONE).size != ranks.size:
+        raise FitError(
+            f"this objective does not share its batches among {run.ranks.size} processes",  # type: ignore[attr-defined]
+            where=type(objective).__qualname__,
+            todo="give it the ranks of the run, or leave distributed out of its method",
+        )
+    ranks.meet()
+    with shared_norms(objective.model, ranks):
+        _train(objective, batches, settings, run)
+    objective.model.eval()
+
+
+def _ranks(objective: Objective) -> Ranks:
+    """The processes that share the batches of an objective."""
+    ranks: Ranks = getattr(objective, "ranks", ALONE)
+    return ranks
+
+
+def _train(objective: Objective, batches: Batches, settings: FitSettings, run: FitRun) -> None:
+    """:func:`train`, its batch norms in place."""
     model = objective.model
     optimiser = make_optimiser(model, settings.lr, settings.weight_decay)
     steps = settings.epochs * batches.per_epoch
@@ -69,6 +96,7 @@ def train(objective: Objective, batches: Batches, settings: FitSettings, run: Fi
     if checkpoint is not None:
         restore(checkpoint, model, optimiser)
     done = 0 if checkpoint is None else checkpoint.step
+    _ranks(objective).agree("steps done", done, "put the output on a file system that all processes share")
     watch = Watch.of(run, objective, settings.validate_every or batches.per_epoch, checkpoint)
     pace = Pace(done, steps, batches.size)
     model.train()
@@ -97,7 +125,6 @@ def train(objective: Objective, batches: Batches, settings: FitSettings, run: Fi
                 run.save(step + 1, model, optimiser, watch.early)
     if watch is not None:
         watch.keep_best(run)
-    model.eval()
 
 
 class Pace:
@@ -125,6 +152,7 @@ class Watch:
         self.early = early
         self._validator, self._every = validator, every
         self._model = objective.model
+        self._ranks = _ranks(objective)
         self._heads: Any = getattr(objective, "heads", objective.model)
         parameter = next(self._model.parameters(), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
@@ -139,7 +167,7 @@ class Watch:
         """Score the model where it is time, or at the last step; what to add to the metrics."""
         if step % self._every != 0 and not last:
             return {}
-        score = self._validator(self._heads, self._device)
+        score: float = self._ranks.first(lambda: self._validator(self._heads, self._device))
         self.early.look(step, score, self._model)
         return {"validation": score, "best_step": self.early.step}
 
@@ -157,13 +185,15 @@ def train_step(
     rate: float,
     clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """One step of the optimiser; its losses and its gradient norm before clipping."""
+    """One step of the optimiser; its losses and its gradient norm before clipping. ``rows`` are the whole batch."""
+    ranks = _ranks(objective)
     set_lr(optimiser, rate)
     optimiser.zero_grad(set_to_none=True)
-    total, parts = objective.loss(rows, step)
+    total, parts = objective.loss(rows[ranks.own], step)
     if not math.isfinite(total.item()):
         raise _not_finite(objective, "loss", {"loss": total, **parts}, rows, step)
     total.backward()  # type: ignore[no-untyped-call]
+    ranks.sum_gradients(objective.model)
     norm = gradient_norm(objective.model)
     if not math.isfinite(norm.item()):
         raise _not_finite(objective, "gradient", {"loss": total, **parts}, rows, step)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .ranks import ALONE, Ranks
+
 CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 8 MB of float32, so the passes over them stay near the caches
 KEPT_ELEMENTS = 1 << 25  # logits kept for the backward pass: 128 MB of float32; beyond it they are computed twice
 
@@ -23,35 +25,36 @@ class _Exponentials:
     """Σ exp(logit − shift) over rows and over columns, and the exponentials themselves where they are kept."""
 
     shift: float
-    row_sum: Tensor  # (B,)
-    column_sum: Tensor  # (B,)
-    kept: Tensor | None  # (B, B)
+    row_sum: Tensor  # (n,) of the rows here
+    column_sum: Tensor  # (B,) over all rows
+    kept: Tensor | None  # (n, B)
 
-    def trustworthy(self) -> bool:
+    def trustworthy(self, ranks: Ranks) -> bool:
         """Whether nothing overflowed and what underflowed is below the rounding of every sum."""
         info = torch.finfo(self.row_sum.dtype)
         least = torch.minimum(self.row_sum.min(), self.column_sum.min())
         most = torch.maximum(self.row_sum.max(), self.column_sum.max())
-        return bool((least >= info.tiny * len(self.row_sum) / info.eps) & (most <= info.max))
+        return ranks.all_true(bool((least >= info.tiny * len(self.column_sum) / info.eps) & (most <= info.max)))
 
 
-def _exponentials(a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool) -> _Exponentials:
+def _exponentials(a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool, ranks: Ranks = ALONE) -> _Exponentials:
     """One exponential per logit serves both directions: all share one shift, placed as high as the sums stay finite."""
-    size = len(a)
-    bound = float(a.norm(dim=1).max() * b.norm(dim=1).max()) / tau  # no logit is larger (Cauchy and Schwarz)
+    size = len(b)
+    # no logit is larger (Cauchy and Schwarz)
+    bound = float(ranks.largest(a.norm(dim=1).max()) * b.norm(dim=1).max()) / tau
     shift = bound - (math.log(torch.finfo(a.dtype).max) - math.log(size) - 1.0)
-    row_sum, column_sum = a.new_empty(size), a.new_zeros(size)
-    kept = a.new_empty((size, size)) if keep else None
-    for start in range(0, size, chunk):
-        rows = slice(start, min(start + chunk, size))
+    row_sum, column_sum = a.new_empty(len(a)), a.new_zeros(size)
+    kept = a.new_empty((len(a), size)) if keep else None
+    for start in range(0, len(a), chunk):
+        rows = slice(start, min(start + chunk, len(a)))
         logits = torch.matmul(a[rows] / tau, b.T, out=None if kept is None else kept[rows])  # (chunk, B)
         logits.sub_(shift).exp_()
         row_sum[rows] = logits.sum(dim=1)
         column_sum.add_(logits.sum(dim=0))
-    return _Exponentials(shift, row_sum, column_sum, kept)
+    return _Exponentials(shift, row_sum, ranks.sum_(column_sum), kept)
 
 
-def _log_sums(a: Tensor, b: Tensor, tau: float, chunk: int) -> tuple[Tensor, Tensor]:
+def _log_sums(a: Tensor, b: Tensor, tau: float, chunk: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """log Σ exp(logit) over rows and columns by running maxima, for logits whose spread one shift cannot hold."""
     row_lse = a.new_empty(len(a))
     column_max, column_sum = a.new_full((len(b),), float("-inf")), a.new_zeros(len(b))
@@ -61,41 +64,48 @@ def _log_sums(a: Tensor, b: Tensor, tau: float, chunk: int) -> tuple[Tensor, Ten
         new_max = torch.maximum(column_max, logits.amax(dim=0))
         column_sum.mul_(torch.exp(column_max - new_max)).add_(torch.exp(logits - new_max).sum(dim=0))
         column_max = new_max
-    return row_lse, column_max + column_sum.log()
+    return row_lse, ranks.log_sum(column_max + column_sum.log())
 
 
 class _SymmetricInfoNCE(torch.autograd.Function):
-    """Symmetric InfoNCE whose working memory is a chunk of logits; (B, D), (B, D) -> scalar."""
+    """Symmetric InfoNCE whose working memory is a chunk of logits; (B, D), (B, D) -> scalar.
+
+    Among several processes each takes the logits of its rows of ``a`` against all rows of ``b``: (n, B). Row sums are
+    then complete, column sums and the gradient of ``b`` are summed over processes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool) -> Tensor:
-        sums = _exponentials(a, b, tau, chunk, keep)
-        ctx.shift = sums.shift if sums.trustworthy() else None
+    def forward(ctx: Any, a: Tensor, b: Tensor, tau: float, chunk: int, keep: bool, ranks: Ranks) -> Tensor:
+        everyone = ranks.gather(b)  # (B, D)
+        sums = _exponentials(a, everyone, tau, chunk, keep, ranks)
+        ctx.shift = sums.shift if sums.trustworthy(ranks) else None
         if ctx.shift is None:
-            row_lse, column_lse = _log_sums(a, b, tau, chunk)
-            ctx.save_for_backward(a, b, row_lse, column_lse)
+            row_lse, column_lse = _log_sums(a, everyone, tau, chunk, ranks)
+            ctx.save_for_backward(a, everyone, row_lse, column_lse)
         else:
             row_lse, column_lse = sums.row_sum.log() + ctx.shift, sums.column_sum.log() + ctx.shift
             kept = [] if sums.kept is None else [sums.kept]
-            ctx.save_for_backward(a, b, sums.row_sum.reciprocal(), sums.column_sum.reciprocal(), *kept)
-        ctx.tau, ctx.chunk = tau, chunk
+            ctx.save_for_backward(a, everyone, sums.row_sum.reciprocal(), sums.column_sum.reciprocal(), *kept)
+        ctx.tau, ctx.chunk, ctx.ranks = tau, chunk, ranks
         diagonal = (a * b).sum(dim=1) / tau
         # equations 4 and 5: −½ mean_i [log softmax_j(a_i·b_j/τ)_i + log softmax_j(b_i·a_j/τ)_i]
-        return 0.5 * ((row_lse - diagonal).mean() + (column_lse - diagonal).mean())
+        return 0.5 * (ranks.mean(row_lse - diagonal) + ranks.mean(column_lse[ranks.own] - diagonal))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors[:2]
-        size, tau = len(a), ctx.tau
+        size, tau, first = len(b), ctx.tau, ctx.ranks.own.start or 0
         grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
-        for start in range(0, size, ctx.chunk):
-            rows = slice(start, min(start + ctx.chunk, size))
+        for start in range(0, len(a), ctx.chunk):
+            rows = slice(start, min(start + ctx.chunk, len(a)))
             weights = _softmax_sum(ctx, rows)  # (chunk, B)
-            weights.diagonal(offset=start).sub_(2.0)
+            weights.diagonal(offset=first + start).sub_(2.0)
             torch.matmul(weights, b, out=grad_a[rows])
             grad_b.addmm_(weights.T, a[rows])
         scale = grads[0] * (0.5 / (size * tau))  # the mean over rows, the half, and d logits / d(a·b)
-        return grad_a.mul_(scale), grad_b.mul_(scale), None, None, None
+        # every process has a part of the gradient of every row of b
+        of_b = ctx.ranks.own_of_sum(grad_b).mul_(scale) if ctx.needs_input_grad[1] else None
+        return grad_a.mul_(scale), of_b, None, None, None, None
 
 
 def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
@@ -110,7 +120,7 @@ def _softmax_sum(ctx: Any, rows: slice) -> Tensor:
     return torch.exp(logits - column).add_(logits.sub_(row[rows, None]).exp_())
 
 
-def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None, ranks: Ranks = ALONE) -> Tensor:
     """Symmetric InfoNCE between row-aligned unit rows (equations 4 and 5; van den Oord et al., arXiv 1807.03748).
 
     Parameters
@@ -122,17 +132,19 @@ def info_nce(a: Tensor, b: Tensor, tau: float, *, chunk: int | None = None) -> T
     chunk : int, optional
         Rows whose logits are held at a time; chosen from the size when not given. Memory is O(chunk · B) where the
         logits of the whole batch exceed 128 MB of float32.
+    ranks : Ranks
+        Among whom the batch is shared; ``a`` and ``b`` are then the rows of this process (n, D).
 
     Returns
     -------
     scalar tensor
-        In natural logarithms.
+        In natural logarithms, over the whole batch; the same number on every process.
     """
     a, b = _at_least_float32(a), _at_least_float32(b)
-    size = len(a)
-    whole = size * size <= KEPT_ELEMENTS and chunk is None
+    size = ranks.rows_of(a)
+    whole = len(a) * size <= KEPT_ELEMENTS and chunk is None
     rows = max(1, CHUNK_ELEMENTS // size) if chunk is None else chunk
-    loss: Tensor = _SymmetricInfoNCE.apply(a, b, tau, rows, whole)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SymmetricInfoNCE.apply(a, b, tau, rows, whole, ranks)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -143,7 +155,7 @@ def logits_bytes(size: int, chunk: int | None = None) -> int:
     return 4 * size * min(size, chunk or max(1, CHUNK_ELEMENTS // size))
 
 
-def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> Tensor:
+def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain", ranks: Ranks = ALONE) -> Tensor:
     """Mean distance between the overlap row and the completed row of one space (equation 6: attraction, no repulsion).
 
     Parameters
@@ -152,12 +164,14 @@ def intra(t: Tensor, x: Tensor, kind: Literal["plain", "squared"] = "plain") -> 
         Projected unit rows.
     kind : str
         ``plain`` for mean_i ‖t_i − x_i‖, ``squared`` for mean_i ‖t_i − x_i‖².
+    ranks : Ranks
+        Among whom the batch is shared; the mean is over all of it.
     """
     squares = (_at_least_float32(t) - _at_least_float32(x)).square().sum(dim=1)  # (B,)
     if kind == "squared":
-        return squares.mean()
+        return ranks.mean(squares)
     # The distance has no gradient at 0; the least normal number keeps it finite there and changes no other value.
-    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt().mean()
+    return ranks.mean(squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt())
 
 
 @dataclass(frozen=True)
@@ -175,6 +189,7 @@ def cmcr_loss(
     overlap: tuple[Tensor, Tensor],
     completed: tuple[Tensor | None, Tensor | None],
     weights: LossWeights = LossWeights(),
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Total loss of C-MCR on projected rows, which are normalised here (equation 7: L = L_o + L_c + λ L_a).
 
@@ -186,6 +201,8 @@ def cmcr_loss(
         f_s(x_s). In a space without a bank the overlap rows stand in for it in L_c, and its half of L_a is left out;
         with no bank at all L = L_o.
     weights : LossWeights
+    ranks : Ranks
+        Among whom the batch is shared; the tensors hold the rows of this process.
 
     Returns
     -------
@@ -193,14 +210,17 @@ def cmcr_loss(
         The total and its parts ``overlap``, ``completed``, ``intra``.
     """
     t1, t2 = (_unit(rows) for rows in overlap)
-    total = info_nce(t1, t2, weights.tau2, chunk=weights.chunk)  # L_o, equation 4: inter-MCR, overlap
+    # L_o, equation 4: inter-MCR, overlap
+    total = info_nce(t1, t2, weights.tau2, chunk=weights.chunk, ranks=ranks)
     parts = {"overlap": total}
     if completed[0] is None and completed[1] is None:
         return total, parts
     x1, x2 = (t if x is None else _unit(x) for t, x in zip((t1, t2), completed, strict=True))
-    parts["completed"] = info_nce(x1, x2, weights.tau3, chunk=weights.chunk)  # L_c, equation 5: inter-MCR, completed
+    parts["completed"] = info_nce(
+        x1, x2, weights.tau3, chunk=weights.chunk, ranks=ranks
+    )  # L_c, equation 5: inter-MCR, completed
     attractions = [
-        intra(t, x, weights.intra)
+        intra(t, x, weights.intra, ranks)
         for t, x, given in zip((t1, t2), (x1, x2), completed, strict=True)
         if given is not None
     ]

@@ -27,10 +27,11 @@ from .fit import recipe_of
 from .loop import Objective, train_step
 from .losses import logits_bytes
 from .methods import get_method
-from .methods.base import Method, wants_completion
+from .methods.base import Method, is_distributed, wants_completion
 from .optim import make_optimiser
 from .pairs import Pairs, load_pairs
 from .recipe_checks import check_evals
+from .rendezvous import current
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class FitPlan:
         Where the times come from.
     untimed : str
         What a method that does not say beforehand what it trains does, in its own words; empty for the others.
+    processes, training : int
+        How many torchrun has started, and how many of them train: all, or the first alone where the method does not
+        share its batches. Sizes and times are those of a fit in one process.
     """
 
     method: str
@@ -121,6 +125,8 @@ class FitPlan:
     fit_seconds: float | None
     basis: str
     untimed: str = ""
+    processes: int = 1
+    training: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -153,7 +159,11 @@ def plan_fit(
         pairs = load_pairs(plan, complete=False)
     trial = _trial(method, pairs, plan.fit, device)
     spaces = tuple(_space(plan, pairs, name, method, trial) for name in pairs.names)
+    ranks = current()
+    ranks.check_device(device)
     batches = Batches(_trained_rows(method, pairs, plan.fit), plan.fit.batch_size, plan.fit.seed)
+    if trial and is_distributed(method):
+        ranks.sharing(batches.size)
     steps = plan.fit.epochs * batches.per_epoch if trial else 0
     parameters = sum(p.numel() for p in trial.model.parameters()) if trial else 0
     completing = sum(_completion_seconds(plan, pairs, space, str(device)) for space in spaces if space.to_complete)
@@ -178,6 +188,8 @@ def plan_fit(
         fit_seconds=None if step is None else step * (steps - resumes_at),
         basis=_basis(spaces, device, trial is not None, untimed),
         untimed=untimed,
+        processes=ranks.size,
+        training=ranks.size if is_distributed(method) else 1,
     )
 
 

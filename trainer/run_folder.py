@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..cache.errors import FitError
 from ..cache.fsio import is_temporary, sweep, write_atomic
 from .checkpoint import Checkpoint, capture, load_checkpoint, save_checkpoint
+from .ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -37,20 +38,26 @@ class RunFolder:
     interrupted.
     """
 
-    def __init__(self, folder: Path, identity: str, progress: Progress | None = None) -> None:
+    def __init__(self, folder: Path, identity: str, progress: Progress | None = None, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.identity = identity
+        self.ranks = ranks
         self.validator: Validator | None = None
         self.chosen: dict[str, Any] = {}
         self._progress = progress
-        self._checkpoint = load_checkpoint(folder / CHECKPOINT)
-        if self._checkpoint is not None and self._checkpoint.identity != identity:
-            raise _other_fit("its caches, the file of its method or the version of cmcr are others now", folder)
+        self._checkpoint = _checkpoint_of(folder, identity)
         self._metrics = _cut_metrics(folder / METRICS, 0 if self._checkpoint is None else self._checkpoint.step)
 
     @classmethod
     def open(
-        cls, folder: Path, recipe: str, identity: str, *, overwrite: bool = False, progress: Progress | None = None
+        cls,
+        folder: Path,
+        recipe: str,
+        identity: str,
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+        ranks: Ranks = ALONE,
     ) -> RunFolder:
         """Begin a fit in ``folder``, or go on with the one that was interrupted there.
 
@@ -68,7 +75,7 @@ class RunFolder:
         content = recipe.encode("utf-8")
         if not (folder / RECIPE).exists() or (folder / RECIPE).read_bytes() != content:
             write_atomic(folder / RECIPE, content)
-        return cls(folder, identity, progress)
+        return cls(folder, identity, progress, ranks)
 
     @staticmethod
     def check(folder: Path, recipe: str, *, overwrite: bool = False) -> None:
@@ -101,6 +108,17 @@ class RunFolder:
         """Steps that an earlier process did; 0 at the start."""
         return 0 if self._checkpoint is None else self._checkpoint.step
 
+    @property
+    def note(self) -> str | None:
+        """What is to be said of the checkpoint that the fit goes on from; None where there is nothing."""
+        before = self.ranks.size if self._checkpoint is None else self._checkpoint.processes
+        if before == self.ranks.size:
+            return None
+        return (
+            f"goes on in {self.ranks.size} process{'es' * (self.ranks.size > 1)} after step {self.resumed_at:,}, which "
+            f"was reached in {before}: the same fit, but sums are rounded otherwise, so the last digits differ"
+        )
+
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``: no times, so that equal fits give equal files."""
         self._metrics.write(json.dumps(record).encode() + b"\n")
@@ -114,7 +132,8 @@ class RunFolder:
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, early: EarlyStop | None = None
     ) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
-        save_checkpoint(self.folder / CHECKPOINT, capture(step, self.identity, model, optimiser, early))
+        state = capture(step, self.identity, model, optimiser, early, self.ranks.size)
+        save_checkpoint(self.folder / CHECKPOINT, state)
 
     def advance(self, done: int, total: int, record: Mapping[str, Any]) -> None:
         """Pass progress on to the caller of the fit."""
@@ -132,6 +151,41 @@ class RunFolder:
     def finished(self) -> None:
         """Drop the checkpoint of a fit whose connector is written."""
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+class FollowedRun:
+    """What a process beside the first has in place of a :class:`RunFolder`: it reads the checkpoint, writes nothing."""
+
+    def __init__(self, folder: Path, identity: str, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.validator: Validator | None = None
+        self._checkpoint = _checkpoint_of(folder, identity)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """The first process writes the metrics."""
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None at the start."""
+        return self._checkpoint
+
+    def save(
+        self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, early: EarlyStop | None = None
+    ) -> None:
+        """The first process saves."""
+
+    def advance(self, done: int, total: int, record: Mapping[str, Any]) -> None:
+        """The first process tells."""
+
+    def chose(self, **values: Any) -> None:
+        """The first process keeps what was chosen."""
+
+
+def _checkpoint_of(folder: Path, identity: str) -> Checkpoint | None:
+    """The checkpoint in a folder, which is to be of this fit."""
+    checkpoint = load_checkpoint(folder / CHECKPOINT)
+    if checkpoint is not None and checkpoint.identity != identity:
+        raise _other_fit("its caches, the file of its method or the version of cmcr are others now", folder)
+    return checkpoint
 
 
 def _cut_metrics(path: Path, step: int) -> IO[bytes]:

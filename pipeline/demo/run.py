@@ -57,6 +57,9 @@ def demo(
     -------
     DemoResult
     """
+    from ...trainer.rendezvous import refuse_several
+
+    refuse_several("the demo")
     if size not in SIZES:
         raise CmcrError(f"There is no demo of the size {size!r}.", todo=f"one of: {', '.join(SIZES)}")
     run = _Run(Path(output), seed, size, say or (lambda line: None))

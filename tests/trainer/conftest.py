@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +29,41 @@ def unit() -> Callable[..., np.ndarray]:
     return _unit
 
 
+def _make_cache(
+    folder: Path,
+    name: str,
+    vectors: np.ndarray,
+    *,
+    space: str = "one",
+    modality: str = "text",
+    keys: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    shard: int = 1000,
+    dtype: str = "float32",
+) -> Cache:
+    names = [f"item-{i:06d}" for i in range(len(vectors))] if keys is None else list(keys)
+    manifest = CacheManifest(
+        f"id-{space}", space, modality, f"test:{modality}", f"fp-{space}-{modality}", vectors.shape[1], dtype
+    )
+    shards = [
+        ShardData(
+            names[at : at + shard],
+            vectors[at : at + shard],
+            None if captions is None else list(captions[at : at + shard]),
+        )
+        for at in range(0, len(vectors), shard)
+    ]
+    return write_cache(folder / name, manifest, shards)
+
+
 @pytest.fixture
 def make_cache(tmp_path: Path) -> MakeCache:
     """A cache of some vectors under ``tmp_path``: name, vectors, space, modality, keys, captions, shard size."""
-
-    def make(
-        name: str,
-        vectors: np.ndarray,
-        *,
-        space: str = "one",
-        modality: str = "text",
-        keys: Sequence[str] | None = None,
-        captions: Sequence[str] | None = None,
-        shard: int = 1000,
-        dtype: str = "float32",
-    ) -> Cache:
-        names = [f"item-{i:06d}" for i in range(len(vectors))] if keys is None else list(keys)
-        manifest = CacheManifest(
-            f"id-{space}", space, modality, f"test:{modality}", f"fp-{space}-{modality}", vectors.shape[1], dtype
-        )
-        shards = [
-            ShardData(
-                names[at : at + shard],
-                vectors[at : at + shard],
-                None if captions is None else list(captions[at : at + shard]),
-            )
-            for at in range(0, len(vectors), shard)
-        ]
-        return write_cache(tmp_path / name, manifest, shards)
-
-    return make
+    return partial(_make_cache, tmp_path)
 
 
-@pytest.fixture
-def world(make_cache: MakeCache, tmp_path: Path) -> Path:
-    """A folder with two spaces of unequal width over 600 shared items, each with a bank, and ``recipe.toml``."""
+def _make_world(folder: Path) -> Path:
+    make_cache = partial(_make_cache, folder)
     rng = np.random.default_rng(7)
     meaning = rng.standard_normal((900, 8))
 
@@ -77,7 +77,7 @@ def world(make_cache: MakeCache, tmp_path: Path) -> Path:
     audio, image = seen(meaning[600:750], 24, 1), seen(meaning[750:], 20, 2)
     make_cache("audio", audio, space="clap", modality="audio", keys=[f"sound-{i}" for i in range(150)])
     make_cache("images", image, space="clip", modality="image", keys=[f"image-{i}" for i in range(150)])
-    (tmp_path / "recipe.toml").write_text(
+    (folder / "recipe.toml").write_text(
         """
         [space.clap]
         overlap = "text-clap"
@@ -97,7 +97,19 @@ def world(make_cache: MakeCache, tmp_path: Path) -> Path:
         checkpoint_every = 3
         """
     )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A folder with two spaces of unequal width over 600 shared items, each with a bank, and ``recipe.toml``."""
+    return _make_world(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_world() -> Callable[[Path], Path]:
+    """Fills a folder as that of ``world``."""
+    return _make_world
 
 
 _MLP = ("net1.0", "net1.1", "net2.0", "net2.1")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...cache.errors import FitError, RecipeError
 from ..projectors import Projector
+from ..ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,8 @@ _BLOCK = 8192
 class FitRun(Protocol):
     """What a run offers to a method.
 
-    One member more is optional: ``validator``, which :func:`cmcr.trainer.loop.train` scores the heads with.
+    Two members more are optional: ``validator``, which :func:`cmcr.trainer.loop.train` scores the heads with, and
+    ``ranks``, the processes that train together (:func:`ranks_of`).
     """
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -60,10 +62,12 @@ class FitRun(Protocol):
 class Method(Protocol):
     """A way to make a connector from cached vectors. Any object with these members is a method.
 
-    Three members more are optional. ``needs_completion = True`` asks for the completion of each overlap from its bank
+    Four members more are optional. ``needs_completion = True`` asks for the completion of each overlap from its bank
     before ``fit``, which fills ``pairs.completed``; without it nothing is completed. ``seeded = False`` says that the
     seed decides nothing, or only which rows are sampled, so that ``cmcr compare`` fits the method once.
-    ``untimed(settings)`` says in words what a dry run neither counts nor times.
+    ``untimed(settings)`` says in words what a dry run neither counts nor times. ``distributed = True`` says that under
+    torchrun every process is to call ``fit``, whose objective shares its batches by ``run.ranks``; only what the first
+    process returns is kept. Without it ``fit`` is called on the first process alone, and the others wait.
     """
 
     name: str
@@ -81,6 +85,17 @@ def wants_completion(method: Method) -> bool:
 def is_seeded(method: Method) -> bool:
     """Whether fits with different seeds are worth comparing."""
     return bool(getattr(method, "seeded", True))
+
+
+def is_distributed(method: Method) -> bool:
+    """Whether a method is called on every process of a fit."""
+    return bool(getattr(method, "distributed", False))
+
+
+def ranks_of(run: FitRun) -> Ranks:
+    """The processes that train together in a run; one alone where it does not say."""
+    ranks: Ranks = getattr(run, "ranks", ALONE)
+    return ranks
 
 
 class Options(BaseModel):

@@ -20,7 +20,8 @@ from ..loop import train
 from ..losses import LossWeights, cmcr_loss
 from ..noise import perturb
 from ..projectors import Projector, ProjectorSpec, build_projector
-from .base import FitRun, Options, parse_options
+from ..ranks import ALONE, Ranks
+from .base import FitRun, Options, parse_options, ranks_of
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -37,6 +38,7 @@ class Cmcr:
 
     name = "c-mcr"
     needs_completion = True
+    distributed = True
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """One trained projector for each space, into a space of ``out_dim``."""
@@ -48,13 +50,16 @@ class Cmcr:
             )
         device = resolve_device(settings.device)
         check_precision(device, settings.precision)
-        objective = self.make_objective(pairs, settings, device)
+        ranks = ranks_of(run).sharing(batches.size)
+        objective = self.make_objective(pairs, settings, device, ranks)
         train(objective, batches, settings, run)
         return {name: head.cpu() for name, head in objective.heads.items()}
 
-    def make_objective(self, pairs: Pairs, settings: FitSettings, device: torch.device) -> CmcrObjective:
+    def make_objective(
+        self, pairs: Pairs, settings: FitSettings, device: torch.device, ranks: Ranks = ALONE
+    ) -> CmcrObjective:
         """What is trained, at its beginning."""
-        return CmcrObjective(pairs, settings, make_heads(pairs, settings), device)
+        return CmcrObjective(pairs, settings, make_heads(pairs, settings), device, ranks)
 
 
 def make_heads(pairs: Pairs, settings: FitSettings) -> dict[str, Projector]:
@@ -99,12 +104,20 @@ class CmcrObjective:
     heads : mapping of space name to projector
         Trained in place; moved to ``device``.
     device : torch.device
+    ranks : Ranks
+        Among whom each batch is shared.
     """
 
     def __init__(
-        self, pairs: Pairs, settings: FitSettings, heads: Mapping[str, Projector], device: torch.device
+        self,
+        pairs: Pairs,
+        settings: FitSettings,
+        heads: Mapping[str, Projector],
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.pairs = pairs
+        self.ranks = ranks
         self.settings = settings
         self.heads = dict(heads)
         self.device = device
@@ -119,7 +132,7 @@ class CmcrObjective:
         self._weights = LossWeights(settings.tau2, settings.tau3, settings.lambda_intra, settings.intra, settings.chunk)
 
     def loss(self, rows: Indices, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Equation 7 of docs/method.md on one batch, and its parts."""
+        """Equation 7 of docs/method.md on one batch, and its parts; ``rows`` are those of this process."""
         numbers = torch.from_numpy(rows).to(self.device)
         overlap: list[Tensor] = []
         completed: list[Tensor | None] = []
@@ -133,7 +146,7 @@ class CmcrObjective:
             t_hat, x_hat = self._project(name, t, x)
             overlap.append(t_hat)
             completed.append(x_hat)
-        return cmcr_loss((overlap[0], overlap[1]), (completed[0], completed[1]), self._weights)
+        return cmcr_loss((overlap[0], overlap[1]), (completed[0], completed[1]), self._weights, self.ranks)
 
     def _perturbed(self, vectors: Tensor, numbers: Tensor, step: int, stream: int) -> Tensor:
         std = self.settings.noise_std(vectors.shape[1])

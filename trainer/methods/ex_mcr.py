@@ -22,7 +22,8 @@ from ..losses import info_nce, intra
 from ..noise import perturb
 from ..projectors import Decoupled, Projector, ProjectorSpec, build_projector, identity
 from ..quadruples import CENTRES, Centre, Quadruples, centred_rows, overlap_rows, quadruples
-from .base import FitRun, Options, parse_options
+from ..ranks import ALONE, Ranks
+from .base import FitRun, Options, parse_options, ranks_of
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -56,6 +57,7 @@ class ExMcr:
 
     name = "ex-mcr"
     needs_completion = True
+    distributed = True
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """The trained head of the leaf and the identity of the base: ``keep``, or the second space of the recipe."""
@@ -67,8 +69,9 @@ class ExMcr:
         batches = Batches(count, settings.batch_size, settings.seed)
         if batches.size < 2:
             raise FitError(f"{count} rows are too few to contrast", todo="give overlap caches that share more keys")
+        ranks = ranks_of(run).sharing(batches.size)
         data = quadruples(pairs, leaf, base, settings, options.centres)
-        objective = ExMcrObjective(pairs, settings, data, device)
+        objective = ExMcrObjective(pairs, settings, data, device, ranks)
         train(objective, batches, settings, run)
         return {name: head.cpu() for name, head in objective.heads.items()}
 
@@ -128,9 +131,14 @@ class ExMcrObjective:
     data : Quadruples
         The rows that numbers stand for.
     device : torch.device
+    ranks : Ranks
+        Among whom each batch is shared.
     """
 
-    def __init__(self, pairs: Pairs, settings: FitSettings, data: Quadruples, device: torch.device) -> None:
+    def __init__(
+        self, pairs: Pairs, settings: FitSettings, data: Quadruples, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
         self.pairs, self.settings, self.data, self.device = pairs, settings, data, device
         self.leaf, self.base = leaf_and_base(pairs, settings)
         head = make_head(pairs, settings)
@@ -143,7 +151,7 @@ class ExMcrObjective:
         self._rows = {s: DeviceRows(source, device, resident=resident) for s, source in self._sources.items()}
 
     def loss(self, rows: Indices, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Equation 13 of docs/method.md on one batch, and its parts."""
+        """Equation 13 of docs/method.md on one batch, and its parts; ``rows`` are those of this process."""
         numbers = torch.from_numpy(rows).to(self.device)
         seen = {stream: self._perturbed(rows, numbers, step, stream) for stream in self._rows}  # (B, D) each
         leaf, near = self._project([seen[stream] for stream in (_LEAF, _LEAF_OTHER) if stream in seen])
@@ -156,12 +164,12 @@ class ExMcrObjective:
         if len(leaf) > 1 and _BASE_OTHER in seen:
             named["completed"] = (leaf[1], _BASE_OTHER, self.settings.tau3)
         parts = {
-            name: info_nce(projected, seen[stream], tau, chunk=self.settings.chunk)
+            name: info_nce(projected, seen[stream], tau, chunk=self.settings.chunk, ranks=self.ranks)
             for name, (projected, stream, tau) in named.items()
         }
         total = torch.stack(list(parts.values())).mean()
         if len(near) > 1:
-            parts["intra"] = intra(near[0], near[1], self.settings.intra)  # equation 11
+            parts["intra"] = intra(near[0], near[1], self.settings.intra, self.ranks)  # equation 11
             total = total + self.settings.lambda_intra * parts["intra"]  # equation 13
         return total, parts
 

@@ -20,7 +20,7 @@ from ..weave.experts import Expert, anchors, linear, untrained
 from ..weave.heads import bare, woven
 from ..weave.hubs import hub_rows
 from ..weave.trained import TrainingPlan, trained
-from .base import FitRun, Options, parse_options
+from .base import FitRun, Options, parse_options, ranks_of
 
 if TYPE_CHECKING:
     from ..pairs import Pairs
@@ -64,6 +64,7 @@ class Weave:
     """The best of three candidates by a label-free criterion, with both source spaces preserved."""
 
     name = "weave"
+    distributed = True
 
     def fit(self, pairs: Pairs, settings: FitSettings, run: FitRun) -> dict[str, Projector]:
         """Woven heads of both spaces; with ``keep``, one bare head into the kept space and its identity.
@@ -87,6 +88,8 @@ class Weave:
         if options.steps:
             plan = TrainingPlan(options.steps, options.batch_size)
             candidates.append(trained(part, pairs, settings, plan, run))
+        if not ranks_of(run).leads:
+            return {}  # the rest is computed once
         grid = (options.powers, options.scales, options.whitens, options.anchors, settings.seed, kept)
         candidates += untrained(part, *grid)
         scores = [score(candidate, data, held, settings.seed) for candidate in candidates]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..batches import Batches
 from ..device import check_precision, resolve_device
 from ..loop import train
+from ..methods.base import ranks_of
 from ..methods.cmcr import CmcrObjective, make_heads
 from ..quadruples import Held
 from .data import WeaveData, complete
@@ -81,7 +82,8 @@ def trained(data: WeaveData, pairs: Pairs, settings: FitSettings, plan: Training
     device = resolve_device(own.device)
     check_precision(device, own.precision)
     centred = cast("Pairs", _CentredPairs(data, pairs, plan.scale))
-    objective = CmcrObjective(centred, own, make_heads(centred, own), device)
+    ranks = ranks_of(run).sharing(batches.size)
+    objective = CmcrObjective(centred, own, make_heads(centred, own), device, ranks)
     cores = objective.heads
     # A validation pair brings raw vectors. These heads centre first, and share the tensors that are trained.
     objective.heads = {
