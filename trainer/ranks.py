@@ -8,6 +8,7 @@ so the gradient of a parameter is the sum over processes. ``docs/cluster.md`` ha
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,8 @@ from ..cache.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_PLACE_IN_SOURCE = re.compile(r"^\[[^\]]*\]\s*")  # gloo begins its messages with file and line
 
 
 class Ranks:
@@ -231,7 +234,7 @@ class SeveralRanks(Ranks):
         try:
             call()
         except RuntimeError as error:  # what gloo and NCCL raise has no type of its own
-            told = (str(error).splitlines() or [repr(error)])[0]
+            told = _PLACE_IN_SOURCE.sub("", (str(error).splitlines() or [repr(error)])[0]).partition(". This is")[0]
             raise FitError(
                 "a process of this fit is gone or does not answer",
                 where=f"rank {self.rank} of {self.size} on {self.host}: {told}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -28,7 +29,6 @@ _LONGEST_NAP = 0.2
 _FAREWELL_SECONDS = 60.0
 _ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 _current: list[Ranks] = []
-_fits = 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,6 @@ def refuse_several(what: str) -> None:
 
 def _join(place: Place) -> StoreBoard:
     """Meet the others, and make torch's default process group: gloo, and NCCL for what lies on GPUs."""
-    global _fits
     if not dist.is_available():
         raise FitError("this torch is built without torch.distributed", todo="fit in one process")
     from torch.distributed.distributed_c10d import PrefixStore
@@ -215,9 +214,9 @@ def _join(place: Place) -> StoreBoard:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and place.local_rank < gpus:
         torch.cuda.set_device(place.local_rank)
-    _fits += 1
     try:
-        prefix = PrefixStore(f"cmcr/{_fits}", _store(limit))
+        store = _store(limit)
+        prefix = PrefixStore(f"cmcr/{_name_of_this_fit(store, place, limit)}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
             store=PrefixStore("group", prefix),
@@ -232,6 +231,34 @@ def _join(place: Place) -> StoreBoard:
             todo="check MASTER_ADDR and MASTER_PORT, and that every process was started",
         ) from error
     return StoreBoard(PrefixStore("board", prefix), place.size)
+
+
+def _name_of_this_fit(store: Any, place: Place, limit: timedelta) -> str:
+    """A name that the processes of this fit share, and no earlier fit or attempt had, whose words are in the store too.
+
+    The first process draws a name, and answers each other process that greets it by that name. Whoever greets a name
+    that an earlier process left gets no answer, and looks again.
+    """
+    mine, nap, end = secrets.token_hex(8), 1e-3, time.monotonic() + limit.total_seconds()
+    if place.rank == 0:
+        store.set("cmcr/leader", mine)
+    unknown = set(range(1, place.size))
+    while True:
+        if place.rank == 0:
+            for rank in [rank for rank in unknown if store.check([f"cmcr/{mine}/hello/{rank}"])]:
+                store.set(f"cmcr/{mine}/welcome/{store.get(f'cmcr/{mine}/hello/{rank}').decode()}", "")
+                unknown.remove(rank)
+            if not unknown:
+                return mine
+        elif store.check(["cmcr/leader"]):
+            leader: str = store.get("cmcr/leader").decode()
+            store.set(f"cmcr/{leader}/hello/{place.rank}", mine)
+            if store.check([f"cmcr/{leader}/welcome/{mine}"]):
+                return leader
+        if time.monotonic() > end:
+            raise RuntimeError(f"not all of them came within {limit.total_seconds():.0f} seconds")
+        time.sleep(nap)
+        nap = min(2 * nap, _LONGEST_NAP)
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,7 @@ def torchrun(world: Path, what: str, *options: str) -> subprocess.CompletedProce
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CMCR_COLLECTIVE_SECONDS": "60"}
     return subprocess.run(
-        [*start, str(WORKER), what, str(world)], capture_output=True, text=True, env=environment, timeout=240
+        [*start, str(WORKER), what, str(world)], capture_output=True, text=True, env=environment, timeout=280
     )
 
 
@@ -76,11 +76,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", worker.FITS)
-def test_fifty_steps_on_two_processes_are_those_of_one(two: Path, name: str) -> None:
+def test_the_steps_of_two_processes_are_those_of_one(two: Path, name: str) -> None:
     one = worker.trained(name, ALONE)
     first, second = (np.load(two / f"fit {name} {rank}.npz") for rank in (0, 1))
     assert set(first) == set(second) == set(one)
-    assert len(one["loss"]) == worker.STEPS
+    assert len(one["loss"]) == worker.FITS[name].get("steps", worker.FEW)
     exact = "float32" not in name
     for key, value in one.items():
         np.testing.assert_array_equal(first[key], second[key], err_msg=f"{key} differs between the two processes")
@@ -99,13 +99,13 @@ def test_a_loss_has_the_gradient_of_one_process_for_every_row(two: Path, name: s
         np.testing.assert_allclose(together, one[key], rtol=1e-10, atol=1e-12, err_msg=f"gradient of {key}")
 
 
-@pytest.mark.parametrize("method", ["c-mcr", "ex-mcr", "weave", "procrustes"])
+@pytest.mark.parametrize("method", ["c-mcr", "weave", "procrustes"])
 def test_a_command_on_two_processes_fits_what_one_fits(two: Path, tmp_path: Path, method: str) -> None:
     first, second = ran(two, method)
     assert (first["code"], second["code"]) == (0, 0), first["err"] + second["err"]
     assert "fitted clap + clip" in first["out"]
     assert second["out"] == second["err"] == ""
-    folder = {"c-mcr": "calm", "ex-mcr": "ex"}.get(method, method)
+    folder = "calm" if method == "c-mcr" else method
     options = {"options": {"steps": 8}} if method == "weave" else {}
     one = fit(two / "recipe.toml", output=tmp_path / "one", method=method, **options)
     both = Connector.load(two / folder)
