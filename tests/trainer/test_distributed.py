@@ -34,7 +34,7 @@ _spec.loader.exec_module(worker)
 def torchrun(world: Path, what: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Two processes of the worker."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CMCR_COLLECTIVE_SECONDS": "60"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*start, str(WORKER), what, str(world)], capture_output=True, text=True, env=environment, timeout=280
     )
