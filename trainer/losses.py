@@ -29,7 +29,7 @@ class _Exponentials:
     column_sum: Tensor  # (B,) over all rows
     kept: Tensor | None  # (n, B)
 
-    def trustworthy(self, ranks: Ranks) -> bool:
+    def trustworthy(self, ranks: Ranks = ALONE) -> bool:
         """Whether nothing overflowed and what underflowed is below the rounding of every sum."""
         info = torch.finfo(self.row_sum.dtype)
         least = torch.minimum(self.row_sum.min(), self.column_sum.min())
