@@ -173,6 +173,7 @@ class SeveralRanks(Ranks):
             raise FitError(
                 f"{what}: rank {self.rank} sees {value!r} where rank 0 sees {told!r}", where=self.host, todo=todo
             )
+        self.meet()  # nobody goes on before all agree
 
     def check_device(self, device: torch.device) -> None:
         number, count = self.local
