@@ -23,7 +23,7 @@ from .mapped import Indices
 from .vectors import Float32
 
 FOLDER = "indexes"  # beside the first cache of the bank
-VERSION = 1
+VERSION = 2
 _TRAIN_ROWS = 16  # rows a list that k-means sees
 _TRAIN_MOST = 1 << 17  # and at most in all
 _NEIGHBOURS = 32  # edges of a node of the graph

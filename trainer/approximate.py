@@ -1,7 +1,7 @@
 """Completion from the rows that an approximate index proposes, scored in float32; what it misses is estimated.
 
 Inverted lists: each query visits the lists that are predicted to hold its mass, n_l exp(t·c_l/τ + v_l/2τ²) by their
-sizes, means and spreads: where the share is above ``least_share``; all rows of a visited list take part. Queries
+sizes, means and spreads: those above ``least_share`` of the best one; all rows of a visited list take part. Queries
 that visit a list meet it together, as one matrix product. Graph (HNSW): the k rows that a search brings. Neither
 carries a certificate: the mass left out is estimated from a uniform sample of the other rows
 (:func:`.missing_mass.estimate_mass`), and never called a bound.
@@ -9,6 +9,7 @@ carries a certificate: the mass left out is estimated from a uniform sample of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from .device import resolve_device
 from .missing_mass import MassEstimate, estimate_mass
 
 SAMPLE_ROWS = 4096  # of the bank: what the missing mass is estimated from
-_TILE = 1024
+_TILE = 256  # queries: what is predicted of all lists for so many stays in a shared cache
 _DIRECTION = 2.5  # variance of a list towards a query, in units of spread²/D: measured on the kit (docs/completion.md)
 _GATHER = 1 << 16  # candidate rows in memory at a time
 _SCAN = 1 << 20
@@ -124,7 +125,7 @@ def complete_ivf(
         Of the bank.
     tau : float
     least_share : float
-        A query visits the lists whose predicted share of its mass is above this, and the best one.
+        A query visits the lists that are predicted to hold more than this share of what its best one holds.
     device : str
     """
     check_shapes(queries, bank)
@@ -165,7 +166,7 @@ def _complete_ivf(
     if not bool((torch.isfinite(sums.mass) & (sums.mass > 0)).all()):  # scores far from what the means say
         sums = _Sums(queries, tau)
         _visit(sums.add, bank, lists, visited)
-    mass = _estimate(sums, sample, k, lambda part: visited[owner, part].T, len(bank))
+    mass = _estimate(sums, sample, k, lambda part: visited[owner, part], len(bank))
     vectors, neighbours = sums.result()
     return Approximated(vectors, neighbours, k.cpu().numpy(), mass)
 
@@ -189,23 +190,24 @@ def _visit(add: Callable[[Tensor, Tensor], None], bank: Bank, lists: InvertedLis
 
 
 def _visited(scaled: Tensor, lists: InvertedLists, least_share: float) -> tuple[Tensor, Tensor]:
-    """Which lists each query visits (L, B) bool, the best always among them; and a shift for its scores (B, 1)."""
+    """Which lists each query visits (L, B) bool, the best always among them; and a shift for its scores (B, 1).
+
+    Lists stand in rows throughout: what is asked next is who visits a list.
+    """
     centroids = torch.from_numpy(lists.centroids).to(scaled.device)
     sizes = torch.from_numpy(lists.sizes.astype(np.float32)).to(scaled.device).log()  # (L,); empty lists: -inf
-    empty = sizes == float("-inf")
     spread = torch.from_numpy(lists.spread).to(scaled.device)
     mass = sizes + _log_mean_exp(spread * (_DIRECTION / scaled.shape[1]) ** 0.5 * scaled[:1].norm(), sizes)
+    below_best = math.log(least_share) if least_share > 0 else float("-inf")
     visited = torch.empty((len(centroids), len(scaled)), dtype=torch.bool, device=scaled.device)
     shift = scaled.new_empty((len(scaled), 1))
     for start in range(0, len(scaled), _TILE):
         rows = slice(start, start + _TILE)
-        scores = (scaled[rows] @ centroids.T).masked_fill_(empty, float("-inf"))  # (q, L)
-        # the best row is above the best mean: 40 leaves room for e^128 there, and for e^-47 of it below
-        shift[rows] = scores.amax(dim=1, keepdim=True) + 40
-        shares = scores.add_(mass).softmax(dim=1)
-        chosen = shares > least_share
-        chosen.scatter_(1, shares.argmax(dim=1, keepdim=True), True)
-        visited[:, rows] = chosen.T
+        predicted = torch.addmm(mass[:, None], centroids, scaled[rows].T)  # log n_l exp(t·c_l/τ + ...) (L, q)
+        best = predicted.amax(dim=0)  # (q,)
+        torch.gt(predicted, best + below_best, out=visited[:, rows])
+        # no row is far above the mass of the best list: e^88 of room there, and below it down to e^-87
+        shift[rows, 0] = best
     return visited, shift
 
 
@@ -231,17 +233,17 @@ def _list_of(lists: InvertedLists, numbers: npt.NDArray[np.int64]) -> Tensor:
 
 
 def _estimate(sums: _Sums, sample: Sample, k: Tensor, is_candidate: Any, rows: int) -> MassEstimate:
-    """Sums over the sampled rows that are not candidates, for blocks of queries."""
+    """Sums over the sampled rows that are not candidates, for tiles of queries; ``is_candidate`` gives (S, q) bool."""
     drawn = torch.from_numpy(sample.rows).to(sums.scaled.device)
     found = []
     for start in range(0, len(sums.scaled), _TILE):
         part = slice(start, start + _TILE)
-        shares = torch.exp((sums.scaled[part] @ drawn.T - sums.peak[part]).clamp_max(40.0))  # (q, S)
-        other = ~is_candidate(part)
-        shares.mul_(other)
-        first = shares.sum(dim=1, dtype=torch.float64)
-        second = shares.square_().sum(dim=1, dtype=torch.float64)
-        found.append(torch.stack([first, second, other.sum(dim=1).double()]))
+        known = is_candidate(part)
+        shares = torch.addmm(-sums.peak[part].T, drawn, sums.scaled[part].T)  # (S, q)
+        shares.clamp_max_(40.0).exp_().masked_fill_(known, 0.0)
+        first = shares.sum(dim=0)
+        second = shares.square_().sum(dim=0)
+        found.append(torch.stack([first.double(), second.double(), len(drawn) - known.sum(dim=0).double()]))
     linear, squares, count = torch.cat(found, dim=1).cpu().numpy()
     total = sums.mass[:, 0].double().cpu().numpy()
     return estimate_mass(total, linear, squares, count, (rows - k).double().cpu().numpy())
@@ -279,7 +281,7 @@ def complete_hnsw(
 
         def is_candidate(part: slice) -> Tensor:
             mask = np.stack([np.isin(sample.numbers, row, assume_unique=False) for row in found[part]])
-            return torch.from_numpy(mask).to(place)
+            return torch.from_numpy(mask.T).to(place)
 
         mass = _estimate(sums, sample, counts, is_candidate, len(bank))
         vectors, neighbours = sums.result()
