@@ -224,6 +224,7 @@ def _calibrated(
         reason = f"exact: {share} that {mode} proposes keeps 99% of {len(probe)} queries within {limit:g}"
         return CompletionPlan(tau, "exact", settings.tolerance, why=(*why, reason))
     level, done, error = found
-    reason = f"{mode}: {done.k.mean() / len(bank):.2%} of the bank proposed keep 99% of {len(probe)} queries within {limit:g}"
+    share = f"{done.k.mean() / len(bank):.2%} of the bank proposed"
+    reason = f"{mode}: {share} keep 99% of {len(probe)} queries within {limit:g}"
     given: dict[str, Any] = {"least_share": level} if mode == "ivf" else {"k": int(level)}
     return CompletionPlan(tau, mode, settings.tolerance, error=error, why=(*why, reason), **given)
