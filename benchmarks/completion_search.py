@@ -13,6 +13,7 @@ vectors from exact completion, over the queries timed there; they are no part of
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -144,7 +145,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", type=Path, required=True)
+    parser.add_argument("--kit", type=Path, default=Path(os.environ.get("CMCR_KIT", "../shared/kit")))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=8192)
     parser.add_argument("--few", type=int, default=512)
