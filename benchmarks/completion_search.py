@@ -131,9 +131,10 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> None:
         off = measured_error(sure.vectors, exact.vectors, "exact")
         say(f"  topk  {median(times['topk']) * 1e3:8.2f} ms, {base / median(times['topk']):.2f} times as fast; {off}")
         whole = (sure.k == len(bank)).mean()
+        bounds = np.nan_to_num(sure.error)  # a row completed exactly has none
         say(
             f"        k/M median {np.median(sure.k) / len(bank):.2%}, all of the bank for {whole:.0%}; "
-            f"largest bounds: mass {sure.mass.max():.1e}, vector {np.nanmax(sure.error):.1e}"
+            f"largest bounds: mass {sure.mass.max():.1e}, vector {bounds.max():.1e}"
         )
     if times["ivf"]:
         off = measured_error(found.vectors[: len(few)], exact.vectors, "exact")

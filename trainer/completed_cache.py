@@ -189,8 +189,13 @@ def _choosing(output: Path, settings: CompletionSettings, overwrite: bool) -> It
         return
     housekeeping.refuse_foreign_folder(output)
     output.mkdir(parents=True, exist_ok=True)
-    with Leases(output) as leases, leases.held("plan"):
-        yield
+    try:
+        with Leases(output) as leases, leases.held("plan"):
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing was chosen: leave no empty folder; one with anything in it stays
+            output.rmdir()
+        raise
 
 
 def completed_cache(

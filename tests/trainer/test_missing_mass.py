@@ -28,6 +28,18 @@ def test_the_mass_left_out_is_never_above_its_bound(seed: int, rows: int, tau: f
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(kept=st.integers(1, 400), left=st.integers(1, 400), degrees=st.floats(1, 89), apart=st.floats(0, 20))
+def test_no_unit_vector_is_further_off_than_its_bound(kept: int, left: int, degrees: float, apart: float) -> None:
+    angle = np.radians(degrees)  # kept rows on one side of the query, those left out on the other, `apart` below
+    one, other = np.array([np.cos(angle), np.sin(angle)]), np.array([np.cos(angle), -np.sin(angle)])
+    rest = left * np.exp(-apart)
+    whole = kept * one + rest * other
+    off = np.linalg.norm(whole / np.linalg.norm(whole) - one)
+    bound = float(vector_bound(mass_bound(float(kept), -apart, left), 1.0))
+    assert off <= bound, f"the vector is off by {off:.2e}, its certificate says {bound:.2e}"
+
+
 def test_the_slack_covers_float32_products_in_any_order_of_summation() -> None:
     rng = np.random.default_rng(0)
     for dim in (3, 64, 512):

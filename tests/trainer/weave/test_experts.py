@@ -53,8 +53,9 @@ def test_a_kept_side_has_the_identity_as_core_and_the_same_scores(make_data: Dat
     assert walk.rows(1 - kept, data.sides[1 - kept].bank).shape[1] == data.sides[kept].dim
 
 
-def test_a_walk_over_anchors_is_its_loops(make_data: Data) -> None:
-    data, scale = make_data(rows=23, banks=(7, 5)), 9.0
+@pytest.mark.parametrize("dims", [(9, 6), (6, 6)])
+def test_a_walk_over_anchors_is_its_loops(make_data: Data, dims: tuple[int, int]) -> None:
+    data, scale = make_data(rows=23, banks=(7, 5), dims=dims), 9.0
     keys = []
     for side in data.sides:
         rows = []
@@ -73,7 +74,10 @@ def test_a_walk_over_anchors_is_its_loops(make_data: Data) -> None:
         x = data.sides[side].bank[0]
         weights = np.array([np.exp(scale * float(x @ key)) for key in keys[side]])
         wanted = sum(w * row for w, row in zip(weights / weights.sum(), white, strict=True))
-        np.testing.assert_allclose(expert.rows(side, x[None])[0], wanted / np.linalg.norm(wanted), atol=2e-4)
+        claim = f"side {side}: a bank vector is not weighed by the anchors of its own space, completed"
+        np.testing.assert_allclose(
+            expert.rows(side, x[None])[0], wanted / np.linalg.norm(wanted), atol=2e-4, err_msg=claim
+        )
 
 
 def test_clustering_is_the_same_each_time_and_leaves_no_cluster_empty(make_data: Data) -> None:
