@@ -3,15 +3,14 @@
     python benchmarks/search.py [--rows 1000000] [--dim 256] [--kinds hnsw ivf] [--threads N] [--keep DIR]
 
 The gallery is made on the fly: unit vectors of float16, each a random mixture of three of 4,000 topics with noise, in
-the shared space already. Queries are such mixtures with more noise and an offset of their own, as items of another
-modality are, and are in no gallery; a graph's recall on them rises with the effort as it does for pictures that ask
-36,000 captions (docs/log.md). Others like them choose the effort.
-Latencies are a call's,
-medians over ``--calls``, the sides in turn in one process, every call with queries that no side has asked before: asked
-again, a query finds its part of the graph in the processor's cache. *raw* asks the very index that the searcher holds,
-and once more the same file read whole into memory. Recall@10 is measured on these queries by brute force. Opening and
-cold commands run in processes of their own, imports apart. Building and appending count processor time of all threads;
-with ``--keep`` the indexes and what they cost to build are kept for the next run, and the append is made beside them.
+the shared space already. Queries are other such mixtures, in no gallery; more of them choose the effort. Latencies are
+a call's, medians over ``--calls``, the sides in turn in one process, every call with queries that no side has asked
+before: asked again, a query finds its part of the graph in the processor's cache. *raw* asks the very index that the
+searcher holds, and once more the same file read whole into memory; a graph is also asked at the effort 64, where a
+call is short and what the searcher adds weighs most. Recall@10 is measured on these queries by brute force. Opening
+and cold commands run in processes of their own, imports apart. Building and appending count processor time of all
+threads; with ``--keep`` the indexes and what they cost to build are kept for the next run, and the append is made
+beside them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,12 +37,12 @@ from cmcr.cache.reader import Cache, open_cache
 from cmcr.cache.writer import ShardData, write_cache
 from cmcr.pipeline.searcher import Searcher
 from cmcr.pipeline.searching.record import Place
-from cmcr.pipeline.shared import SharedView
 from cmcr.trainer.connector import Connector
 from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 
 SHARD = 50_000
+NOISE = 0.5  # norm of what is each row's own
 SPACE = "declared:bench"
 
 
@@ -51,11 +51,8 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def mixtures(count: int, dim: int, seed: int, noise: float, gap: float = 0.0) -> np.ndarray:
-    """Unit rows, each of three of 4,000 topics in exponential shares: (count, dim) float32.
-
-    ``noise`` and ``gap`` are norms: of what is each row's own, and of what all rows have in common.
-    """
+def mixtures(count: int, dim: int, seed: int) -> np.ndarray:
+    """Unit rows, each of three of 4,000 topics in exponential shares, and noise: (count, dim) float32."""
     topics = np.random.default_rng(7).standard_normal((4000, dim), dtype=np.float32)
     topics /= np.linalg.norm(topics, axis=1, keepdims=True)
     rng = np.random.default_rng(seed)
@@ -64,19 +61,28 @@ def mixtures(count: int, dim: int, seed: int, noise: float, gap: float = 0.0) ->
     for share in shares.T:
         rows += share[:, None] * topics[rng.integers(0, len(topics), count)]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    rows += noise / dim**0.5 * rng.standard_normal((count, dim), dtype=np.float32) + gap * topics[0]
+    rows += NOISE / dim**0.5 * rng.standard_normal((count, dim), dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def asking(count: int, dim: int, seed: int) -> np.ndarray:
-    """Queries of another modality: (count, dim) float32."""
-    return mixtures(count, dim, seed, 1.2, 0.5)
+    """Queries: (count, dim) float32."""
+    return mixtures(count, dim, seed)
 
 
 def shards(start: int, stop: int, dim: int) -> Iterator[ShardData]:
     for low in range(start, stop, SHARD):
-        rows = mixtures(min(SHARD, stop - low), dim, low + 1, 0.5)
+        rows = mixtures(min(SHARD, stop - low), dim, low + 1)
         yield ShardData([f"photos/{low + n:09d}" for n in range(len(rows))], rows)
+
+
+def connector_of(folder: Path, dim: int) -> Connector:
+    """A connector that leaves the rows as they are, saved for the commands."""
+    spec = ProjectorSpec("identity", dim, dim)
+    info = ConnectorInfo({"bench": SpaceInfo(SPACE, ("image",), {})}, "identity")
+    connector = Connector({"bench": build_projector(spec)}, info)
+    connector.save(folder / "connector")
+    return connector
 
 
 def gallery_of(path: Path, rows: int, more: int, dim: int) -> Cache:
@@ -122,9 +128,10 @@ import torch, faiss, h5py, numpy
 from cmcr.cache.reader import open_cache
 from cmcr.pipeline.searcher import Searcher
 from cmcr.pipeline.searching import gallery_index
+from cmcr.trainer.connector import Connector
 query = numpy.load(sys.argv[2])
 start = time.perf_counter()
-searcher = Searcher(None, open_cache(sys.argv[1]), index=sys.argv[3])
+searcher = Searcher(Connector.load(sys.argv[4]), open_cache(sys.argv[1]), index=sys.argv[3])
 opened = time.perf_counter()
 searcher.find(query)
 print(opened - start, time.perf_counter() - opened)
@@ -134,28 +141,36 @@ print(opened - start, time.perf_counter() - opened)
 def opening(kind: str, folder: Path, query: np.ndarray) -> tuple[float, float]:
     """Median seconds of opening and of the first answer, each in a new process after its imports."""
     np.save(folder / "query.npy", query)
-    command = [sys.executable, "-c", OPENING, folder / "gallery", folder / "query.npy", kind]
+    command = [sys.executable, "-c", OPENING, folder / "gallery", folder / "query.npy", kind, folder / "connector"]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(5)]
     return median(float(run[0]) for run in runs), median(float(run[1]) for run in runs)
 
 
-def measure(kind: str, folder: Path, options: argparse.Namespace) -> None:
+def measure(kind: str, folder: Path, connector: Connector, options: argparse.Namespace) -> None:
     gallery = open_cache(folder / "gallery")
     batches = {1: options.calls, 64: max(30, options.calls // 16)}
     queries = asking(3 * max(batch * calls for batch, calls in batches.items()), options.dim, 10**9 + 7)
     opened, first = opening(kind, folder, queries[:1])
-    searcher = Searcher(None, gallery, index=kind)
+    searcher = Searcher(connector, gallery, index=kind)
     assert searcher.index is not None
     assert searcher.index.record.given
     some = queries[:1024]
-    exact, _ = Searcher(None, gallery, index="exact", memory_budget=0).topk(some, 10)
+    exact, _ = Searcher(connector, gallery, index="exact", memory_budget=0).topk(some, 10)
     say(f"  {searcher.how}")
     say(f"  recall@10 on other queries  {recall(searcher, some, exact):.4f}  (budget 0.995)")
     say(f"  open {opened:.3f} s + first answer {first * 1e3:.1f} ms  (budget 1 s)")
+    for effort in (64, searcher.index.record.effort) if kind == "hnsw" else (searcher.index.record.effort,):
+        searcher.index.record = replace(searcher.index.record, effort=effort)
+        measure_latency(searcher, queries, batches)
+
+
+def measure_latency(searcher: Searcher, queries: np.ndarray, batches: dict[int, int]) -> None:
+    """At the effort that the searcher's record says."""
+    assert searcher.index is not None
     record = searcher.index.record
     sides: list[Callable[[np.ndarray], Any]] = [searcher.find]
-    if kind == "hnsw":
-        place = Place(SharedView(gallery), "hnsw")
+    if record.kind == "hnsw":
+        place = Place(searcher.view, "hnsw")
         read = faiss.read_index(str(place.folder / record.files[0][0]))
         effort = faiss.SearchParametersHNSW(efSearch=record.effort)
         parts = [searcher.index.index.parts[0], read]
@@ -163,7 +178,7 @@ def measure(kind: str, folder: Path, options: argparse.Namespace) -> None:
     for batch, calls in batches.items():
         latencies(sides, queries[::-1], batch, calls // 10)
         ours, *raw = latencies(sides, queries, batch, calls)
-        line = f"  batch {batch:<3} {ours * 1e6:9.0f} us with keys"
+        line = f"  effort {record.effort}, batch {batch:<3} {ours * 1e6:9.0f} us with keys"
         for name, other in zip(("raw, same index", "raw, in memory"), raw, strict=False):
             line += f"; {name} {other * 1e6:.0f} us, ratio {ours / other:.3f}"
         say(line + ("  (budget 1.1)" if raw else ""))
@@ -176,16 +191,16 @@ def processor_time(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return wall, time.process_time() - before, result
 
 
-def build(kind: str, folder: Path, options: argparse.Namespace) -> None:
+def build(kind: str, folder: Path, connector: Connector, options: argparse.Namespace) -> None:
     """Make the index, unless it is there, and note what it cost."""
     if (folder / f"built-{kind}.json").exists():
         return
     gallery, like = open_cache(folder / "gallery"), asking(256, options.dim, 10**9)
-    wall, spent, _ = processor_time(lambda: Searcher(None, gallery, index=kind, held_out=like))
+    wall, spent, _ = processor_time(lambda: Searcher(connector, gallery, index=kind, held_out=like))
     (folder / f"built-{kind}.json").write_text(json.dumps([wall, spent]))
 
 
-def measure_append(kinds: list[str], folder: Path, options: argparse.Namespace) -> None:
+def measure_append(kinds: list[str], folder: Path, connector: Connector, options: argparse.Namespace) -> None:
     """Append one row in a hundred beside the gallery: its indexes are never written in place, so links do."""
     more = options.rows // 100
     grown = folder / "grown"
@@ -193,7 +208,7 @@ def measure_append(kinds: list[str], folder: Path, options: argparse.Namespace) 
     shutil.copytree(folder / "indexes", grown / "indexes", copy_function=os.link)
     gallery = gallery_of(grown / "gallery", options.rows, more, options.dim)
     for kind in kinds:
-        wall, spent, searcher = processor_time(lambda kind=kind: Searcher(None, gallery, index=kind))
+        wall, spent, searcher = processor_time(lambda kind=kind: Searcher(connector, gallery, index=kind))
         assert searcher.index is not None
         assert searcher.index.record.trained_rows == options.rows, "built anew"
         built_wall, built = json.loads((folder / f"built-{kind}.json").read_text())
@@ -206,11 +221,9 @@ def measure_append(kinds: list[str], folder: Path, options: argparse.Namespace) 
 
 def cold(folder: Path, options: argparse.Namespace) -> None:
     """``cmcr search --query CACHE`` in a process of its own against one that only imports."""
-    spec = ProjectorSpec("identity", options.dim, options.dim)
-    info = ConnectorInfo({"bench": SpaceInfo(SPACE, ("image",), {})}, "identity")
-    Connector({"bench": build_projector(spec)}, info).save(folder / "connector")
     manifest = CacheManifest(SPACE, "bench", "image", "bench", "bench", options.dim)
     asked = asking(3, options.dim, 5)
+    shutil.rmtree(folder / "queries", ignore_errors=True)
     write_cache(folder / "queries", manifest, iter([ShardData(["a", "b", "c"], asked)]))
     modules = "torch, faiss, h5py, cmcr.cli, cmcr.pipeline.search, cmcr.pipeline.searching.gallery_index, rich.table"
     arguments = ["search", "--connector", folder / "connector", "--gallery", folder / "gallery"]
@@ -242,12 +255,13 @@ def main() -> None:
         if not (folder / "gallery").exists():
             gallery_of(folder / "gallery", options.rows, 0, options.dim)
         say(f"{options.rows:,} x {options.dim} float16, {options.threads} threads, FAISS {faiss.__version__}")
+        connector = connector_of(folder, options.dim)
         for kind in options.kinds:
-            build(kind, folder, options)
+            build(kind, folder, connector, options)
             say(kind)
-            measure(kind, folder, options)
+            measure(kind, folder, connector, options)
         cold(folder, options)
-        measure_append(options.kinds, folder, options)
+        measure_append(options.kinds, folder, connector, options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ..shared import SharedView
 from .choice import NEIGHBOURS, Kind, lists_for_search
 
 Rows = npt.NDArray[np.int64]
-CONSTRUCTION = 40  # candidates while the graph is built
+CONSTRUCTION = 80  # candidates while the graph is built
 TRAIN_ROWS = 32  # rows a list that k-means sees
 BLOCK = 16384
 MOST_PARTS = 8

@@ -24,6 +24,7 @@ from .record import IndexRecord, Place, shards_of
 State = Literal["missing", "current", "grown", "ahead", "other"]
 REDRAW = 1.1  # held-out queries are drawn again when the gallery has grown by a tenth since
 AHEAD = "exact: the gallery has grown since it was opened, and its index with it; open it again to use the index"
+FALL = 0.01  # of the recall of an index that is short of its target
 DAMAGED = "is damaged; --index {} makes it again"
 RETRAIN = 2.0  # and means or graph are made again when it has doubled, or needs twice the effort
 
@@ -174,7 +175,9 @@ def _grown(
         return None
     truth, given = _truth(place, record, view, settings, queries)
     effort, recall = held_out.tune(index, truth, settings.recall, record.effort)
-    aged = recall < settings.recall or effort > RETRAIN * record.trained_effort
+    # one that never reached the target would not by being made again: it has aged when it falls below itself
+    least = settings.recall if record.recall >= settings.recall else record.recall - FALL
+    aged = recall < least or effort > RETRAIN * record.trained_effort
     if aged and record.trained_rows < len(view):
         return None
     now = replace(

@@ -58,6 +58,19 @@ def test_rows_unlike_those_it_was_built_of_make_it_anew(grow: Grow, clustered: C
     assert second.index.record.recall >= 0.995
 
 
+def test_an_index_that_never_reached_its_target_is_grown_until_it_falls_below_itself(
+    grow: Grow, clustered: Clustered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, trained = [clustered(600, 1)], []
+    for reached, rows in ((0.93, 0), (0.93, 30), (0.925, 30), (0.9, 30)):
+        monkeypatch.setattr(held_out, "measure", lambda index, truth, effort, reached=reached: reached)
+        parts += [clustered(rows, len(parts) + 1)] if rows else []
+        searcher = Searcher(None, grow(*parts), index="hnsw")
+        assert searcher.index is not None
+        trained.append(searcher.index.record.trained_rows)
+    assert trained == [600, 600, 600, 690], "short of 0.995 from the start: made anew only after a fall of its own"
+
+
 @both
 def test_another_connector_has_an_index_of_its_own(
     make_connector: Callable[..., Connector], make_cache: Callable[..., Cache], kind: str
