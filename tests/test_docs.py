@@ -89,6 +89,8 @@ def printed_commands() -> list[tuple[str, list[str]]]:
         if page.name == "cli.md":
             continue
         for line in text.splitlines():
+            if line.count("`") != 2 * line.strip().endswith("`"):
+                continue  # prose that begins with a command's name
             bare = line.strip().removeprefix("$ ").strip("`")
             if bare.startswith("cmcr ") and "…" not in bare and "..." not in bare:
                 words = shlex.split(bare, comments=True)
