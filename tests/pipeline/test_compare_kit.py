@@ -94,8 +94,10 @@ def test_c_mcr_at_its_defaults_on_the_whole_kit(recipes: dict[str, Path]) -> Non
     core, full = (next(part for part in figures.parts if part.name == name) for name in ("core", "full"))
     assert 0.60 < core.figures["c-mcr"]["macro_mAP"].mean < 0.70
     assert 0.38 < full.figures["c-mcr"]["macro_mAP"].mean < 0.48
-    sounds = next(part for part in figures.damage if part.name == "ESC-50")
-    assert sounds.change["c-mcr"].high < 0  # the paper's method costs its source spaces
+    found = {part.name: part.change["c-mcr"].high for part in figures.damage}
+    costs = {name: high for name, high in found.items() if "overlap to bank" in name}
+    assert len(costs) == 2, found
+    assert max(costs.values()) < 0, costs  # the paper's method costs its source spaces
 
 
 def test_weave_without_training_finds_photographs_for_captions(recipes: dict[str, Path]) -> None:
@@ -107,9 +109,11 @@ def test_weave_without_training_finds_photographs_for_captions(recipes: dict[str
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_weave_at_its_defaults_reaches_what_it_promises_on_the_whole_kit(recipes: dict[str, Path]) -> None:
-    photographs = compare(recipes["audio_image"], methods=["weave"])
-    captions = compare(recipes["clip_minilm"], methods=["weave"])
+def test_weave_at_its_defaults_reaches_what_it_promises_on_the_whole_kit(
+    recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    photographs = compare(recipes["audio_image"], methods=["weave"], output=tmp_path / "audio_image")
+    captions = compare(recipes["clip_minilm"], methods=["weave"], output=tmp_path / "clip_minilm")
     assert photographs.ok
     assert captions.ok
     assert means(photographs, "core", False, "macro_mAP")["weave"] >= 82
