@@ -25,10 +25,10 @@ def refuse_foreign_folder(path: Path) -> None:
     CacheError
     """
     todo = "choose another --output"
-    if as_url(path) is not None:
+    if (url := as_url(path)) is not None:
         raise CacheError(
             "Caches are written to a file system: a commit needs its renames.",
-            where=str(path),
+            where=url,
             todo="give a local path, and copy the finished cache there",
         )
     if path.exists() and not path.is_dir():
