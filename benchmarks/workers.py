@@ -4,8 +4,8 @@ Budget: what a second worker adds to the throughput of encoding is at least 0.9 
 of bare forward passes. Each worker has one computing thread, one decoding thread and, where the system can pin, one
 core; both are loaded and warm before the clock starts. Shards are of one batch, so that claims, commits and waiting
 for the other's last shard weigh as much as they can.
-The figure is the median of the rounds. The ratio of the best rates stands beside it; a single phase decides that one, and
-a scaling above 2 is a failed measurement.
+The figure is the median of the rounds. The ratio of the best rates stands beside it; a single phase decides that one,
+and a scaling above 2 is a failed measurement.
 
 forward 1, 2    one and two processes that do nothing but ``encoder.encode`` on decoded batches, items a second
 encode 1, 2     one and two workers on one cache by leases, from the text file to the last marker, items a second
