@@ -260,10 +260,12 @@ def fit(
     from .pipeline import terminal
     from .pipeline.fit_progress import FitBar
     from .pipeline.recipe_evals import evaluate_recipe
+    from .trainer.allocator import keep_freed_memory
     from .trainer.fit import fit as run
     from .trainer.recipe import Recipe, load_recipe
     from .trainer.rendezvous import joined
 
+    keep_freed_memory()
     given: dict[str, Any] = {
         "method": method, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
         "precision": precision, "memory_budget": memory_budget, "keep": keep, "projector": projector,
@@ -316,8 +318,10 @@ def compare(
     """Fit methods side by side and evaluate each; run it again to resume. Exit code 1 when a method failed."""
     from .pipeline.compare import compare as run
     from .pipeline.progress import CountBar
+    from .trainer.allocator import keep_freed_memory
     from .trainer.recipe import load_recipe
 
+    keep_freed_memory()
     recipe = load_recipe(config, set or ())
     names = [name.strip() for name in methods.split(",")] if methods else None
     say = None if quiet or json else _say

@@ -30,6 +30,7 @@ import torch
 from cmcr.cache.bank import Bank
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.writer import ShardData, write_cache
+from cmcr.trainer.allocator import keep_freed_memory
 from cmcr.trainer.batches import Batches
 from cmcr.trainer.completion import complete_rows
 from cmcr.trainer.loop import train_step
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     settings = FitSettings(method="c-mcr", batch_size=options.batch, precision=options.precision)
     with tempfile.TemporaryDirectory() as folder:
         pairs = make_pairs(Path(folder), options.rows, options.bank)

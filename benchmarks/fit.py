@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from cmcr.cache.manifest import CacheManifest
 from cmcr.cache.writer import ShardData, write_cache
+from cmcr.trainer.allocator import keep_freed_memory
 from cmcr.trainer.batches import Batches
 from cmcr.trainer.loop import train
 from cmcr.trainer.methods.cmcr import CmcrObjective, make_heads
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     print(f"c-mcr, batch {options.batch}, {options.dim}-{HIDDEN}-{OUT}, {options.threads} threads")
     with tempfile.TemporaryDirectory() as folder:
         pairs = make_pairs(Path(folder), options.rows, options.dim)

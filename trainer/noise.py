@@ -15,8 +15,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
-_CHUNK = 1 << 15  # counters worked on at a time: a dozen int64 temporaries of it stay in the cache of one core
-_DEVICE_CHUNK = 1 << 22  # on an accelerator, where launching is what costs: a dozen temporaries of 32 MB
+_CHUNK = 1 << 18  # counters worked on at a time: temporaries of some MB, and operations long enough for all threads
+_DEVICE_CHUNK = 1 << 22  # on an accelerator, where launching is what costs
 
 
 def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
@@ -34,18 +34,22 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple
     four int64 tensors of that shape
         Uniform 32-bit words in [0, 2³²).
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
+    even, odd = _philox(torch.stack(counter[::2]), torch.stack(counter[1::2]), key)
+    return even[0], odd[0], even[1], odd[1]
+
+
+def _philox(even: torch.Tensor, odd: torch.Tensor, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same on words 0 and 2 and words 1 and 3, (2, ...) each, which are overwritten: half as many operations."""
+    product = torch.empty_like(even)
+    for number in range(_ROUNDS):
+        keys = [(word + number * weyl) & _MASK for word, weyl in zip(key, _WEYL, strict=True)]
         # The product of two 32-bit words wraps in int64; its bits are right, and the mask undoes the sign of the shift.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0 = (p0 >> 32).bitwise_and_(_MASK)
-        high1 = (p1 >> 32).bitwise_and_(_MASK)
-        c0 = high1.bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = high0.bitwise_xor_(c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+        torch.mul(even[1], _MULTIPLIERS[1], out=product[0])
+        torch.mul(even[0], _MULTIPLIERS[0], out=product[1])
+        torch.bitwise_right_shift(product, 32, out=even).bitwise_xor_(odd)
+        even.bitwise_xor_(even.new_tensor(keys).view(2, *[1] * (even.ndim - 1))).bitwise_and_(_MASK)
+        odd, product = product, odd  # the high bits of odd are masked with what is made of them
+    return even, odd.bitwise_and_(_MASK)
 
 
 def normal_rows(rows: torch.Tensor, dim: int, *, seed: int, step: int, stream: int = 0) -> torch.Tensor:
@@ -72,26 +76,22 @@ def normal_rows(rows: torch.Tensor, dim: int, *, seed: int, step: int, stream: i
     per_chunk = max(1, (_CHUNK if rows.device.type == "cpu" else _DEVICE_CHUNK) // words)
     for start in range(0, len(rows), per_chunk):
         part = rows[start : start + per_chunk, None]
-        shape = (len(part), words)
-        counter = (
-            word.expand(shape),
-            (part & _MASK).expand(shape),
-            torch.full(shape, step & _MASK, dtype=torch.int64, device=rows.device),
-            ((part >> 32 << 8) + stream).expand(shape),
-        )
-        _box_muller(philox4x32(counter, key), noise[start : start + per_chunk])
+        even, odd = torch.empty((2, 2, len(part), words), dtype=torch.int64, device=rows.device)
+        even[0], even[1] = word, step & _MASK
+        odd[0], odd[1] = part & _MASK, (part >> 32 << 8) + stream
+        _box_muller(*_philox(even, odd, key), noise[start : start + per_chunk])
     flat = noise.view(len(rows), 4 * words)  # (B, 4 words)
     return flat if dim == 4 * words else flat[:, :dim].contiguous()
 
 
-def _box_muller(words: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-    """√(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv of two uniforms (Box and Muller 1958), twice, into out (b, w, 4)."""
-    for first, (u, v) in enumerate(((words[0], words[1]), (words[2], words[3]))):
-        # u in (0, 1]: half a unit above the lattice, so that the logarithm is finite
-        radius = u.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
-        angle = v.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
-        torch.mul(radius, angle.cos(), out=out[..., 2 * first])
-        torch.mul(radius, angle.sin_(), out=out[..., 2 * first + 1])
+def _box_muller(u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    """√(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv of uniforms (2, b, w) (Box and Muller 1958), into out (b, w, 4)."""
+    pairs = out.unflatten(2, (2, 2)).movedim(2, 0)  # (2, b, w, 2)
+    # u in (0, 1]: half a unit above the lattice, so that the logarithm is finite
+    radius = u.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
+    angle = v.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
+    torch.mul(radius, angle.cos(), out=pairs[..., 0])
+    torch.mul(radius, angle.sin_(), out=pairs[..., 1])
 
 
 def perturb(
