@@ -1046,8 +1046,10 @@ def _show(lines: Any, record: Any, json: bool) -> None:
 
 def main() -> None:
     """Run the command line."""
-    # Before torch is imported: spinning OpenMP threads slow small steps tenfold on a machine that others use too.
+    # Before torch is imported. Spinning OpenMP threads slow small steps tenfold on a machine that others use too; those
+    # that sleep at once take longer to wake than many an operation takes. So GNU's threads spin a moment, then sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app()
 
 

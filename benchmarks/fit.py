@@ -1,6 +1,6 @@
 """A step of c-mcr against the best torch.matmul of each of its parts, a fit against its steps, and what a loss holds.
 
-    python benchmarks/fit.py [--rows 32768] [--batch 4096] [--dim 512] [--threads N] [--precision fp32 bf16]
+    python benchmarks/fit.py [--rows 16384] [--batch 4096] [--dim 512] [--threads N] [--precision fp32 bf16]
                              [--loss-batch 16384]
 
 Operations of a step, B rows, D -> H -> O, two spaces, overlap and completed rows as one batch of 2B:
@@ -8,8 +8,8 @@ Operations of a step, B rows, D -> H -> O, two spaces, overlap and completed row
   logits      2 · 6·B²·O                  two losses, each: logits and two gradients
 Peak of a part is its fastest product alone at its precision and shapes; the best possible step is the sum over the
 parts of operations / peak, and the ratio is that over the measured step. All is timed in turn in one process, five
-times; medians are shown, by the clock and by the CPU time of the process, which other work on the machine disturbs
-less. A ratio above 1 is a failed measurement.
+times, steps alone in rows as long as an epoch of the fit; medians are shown, by the clock and by the CPU time of the
+process, which other work on the machine disturbs less. A ratio above 1 is a failed measurement.
 
 The memory of a loss is the growth of the peak of a process of its own, forward and backward, with all logits and with
 logits in chunks; 0 as --loss-batch leaves it out.
@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch
@@ -139,7 +140,8 @@ def measure(pairs: Pairs, batch: int, dim: int, precision: str) -> None:
     times: dict[Any, list[Seconds]] = {key: [] for key in ("step", "epoch", *products)}
     steps.run()
     for _ in range(REPEATS):
-        times["step"].append(timed(steps.run))
+        clock, cpu = timed(lambda: [steps.run() for _ in range(batches.per_epoch)])
+        times["step"].append((clock / batches.per_epoch, cpu / batches.per_epoch))
         for key, product in products.items():
             times[key].append(timed(product))
         clock, cpu = timed(lambda: train(loop, batches, settings, Silent()))
@@ -198,7 +200,7 @@ def measure_loss(size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

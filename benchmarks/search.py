@@ -2,15 +2,15 @@
 
     python benchmarks/search.py [--rows 1000000] [--dim 256] [--kinds hnsw ivf] [--threads N] [--keep DIR]
 
-The gallery is made on the fly: unit vectors of float16, each a random mixture of three of 4,000 topics with noise, in
-the shared space already. Queries are other such mixtures, in no gallery; more of them choose the effort. Latencies are
-a call's, medians over ``--calls``, the sides in turn in one process, every call with queries that no side has asked
-before: asked again, a query finds its part of the graph in the processor's cache. *raw* asks the very index that the
-searcher holds, and once more the same file read whole into memory; a graph is also asked at the effort 64, where a
-call is short and what the searcher adds weighs most. Recall@10 is measured on these queries by brute force. Opening
-and cold commands run in processes of their own, imports apart. Building and appending count processor time of all
-threads; with ``--keep`` the indexes and what they cost to build are kept for the next run, and the append is made
-beside them.
+The gallery is made on the fly: unit vectors of float16, each a random mixture of three topics with noise, in the shared
+space already; there is a topic for every 25 rows, so that a topic has some 75 rows at any size of the gallery. Queries
+are other such mixtures, in no gallery; more of them choose the effort. Latencies are a call's, medians over
+``--calls``, the sides in turn in one process, every call with queries that no side has asked before: asked again, a
+query finds its part of the graph in the processor's cache. *raw* asks the very index that the searcher holds, and once
+more the same file read whole into memory; a graph is also asked at the effort 64, where a call is short and what the
+searcher adds weighs most. Recall@10 is measured on these queries by brute force. Opening and cold commands run in
+processes of their own, imports apart. Building and appending count processor time of all threads; with ``--keep`` the
+indexes and what they cost to build are kept for the next run, and the append is made beside them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +43,7 @@ from cmcr.trainer.connector_info import ConnectorInfo, SpaceInfo
 from cmcr.trainer.projectors import ProjectorSpec, build_projector
 
 SHARD = 50_000
+PER_TOPIC = 25  # rows for each topic; each row is in three
 NOISE = 0.5  # norm of what is each row's own
 SPACE = "declared:bench"
 
@@ -51,10 +53,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def mixtures(count: int, dim: int, seed: int) -> np.ndarray:
-    """Unit rows, each of three of 4,000 topics in exponential shares, and noise: (count, dim) float32."""
-    topics = np.random.default_rng(7).standard_normal((4000, dim), dtype=np.float32)
-    topics /= np.linalg.norm(topics, axis=1, keepdims=True)
+@cache
+def topics_of(gallery: int, dim: int) -> np.ndarray:
+    """Unit rows (T, dim) float32 that a gallery of so many rows is mixed from."""
+    topics = np.random.default_rng(7).standard_normal((gallery // PER_TOPIC, dim), dtype=np.float32)
+    return topics / np.linalg.norm(topics, axis=1, keepdims=True)
+
+
+def mixtures(count: int, topics: np.ndarray, seed: int) -> np.ndarray:
+    """Unit rows, each of three of the topics (T, dim) in exponential shares, and noise: (count, dim) float32."""
+    dim = topics.shape[1]
     rng = np.random.default_rng(seed)
     shares = rng.exponential(size=(count, 3)).astype(np.float32)
     rows = np.zeros((count, dim), np.float32)
@@ -65,14 +73,14 @@ def mixtures(count: int, dim: int, seed: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def asking(count: int, dim: int, seed: int) -> np.ndarray:
+def asking(count: int, options: argparse.Namespace, seed: int) -> np.ndarray:
     """Queries: (count, dim) float32."""
-    return mixtures(count, dim, seed)
+    return mixtures(count, topics_of(options.rows, options.dim), seed)
 
 
-def shards(start: int, stop: int, dim: int) -> Iterator[ShardData]:
+def shards(start: int, stop: int, topics: np.ndarray) -> Iterator[ShardData]:
     for low in range(start, stop, SHARD):
-        rows = mixtures(min(SHARD, stop - low), dim, low + 1)
+        rows = mixtures(min(SHARD, stop - low), topics, low + 1)
         yield ShardData([f"photos/{low + n:09d}" for n in range(len(rows))], rows)
 
 
@@ -90,9 +98,9 @@ def gallery_of(path: Path, rows: int, more: int, dim: int) -> Cache:
     manifest = CacheManifest(SPACE, "bench", "image", "bench", "bench", dim)
 
     def data() -> Iterator[ShardData]:
-        yield from shards(0, rows, dim)
+        yield from shards(0, rows, topics_of(rows, dim))
         if more:
-            yield from shards(rows, rows + more, dim)
+            yield from shards(rows, rows + more, topics_of(rows, dim))
 
     return write_cache(path, manifest, data())
 
@@ -149,7 +157,7 @@ def opening(kind: str, folder: Path, query: np.ndarray) -> tuple[float, float]:
 def measure(kind: str, folder: Path, connector: Connector, options: argparse.Namespace) -> None:
     gallery = open_cache(folder / "gallery")
     batches = {1: options.calls, 64: max(30, options.calls // 16)}
-    queries = asking(3 * max(batch * calls for batch, calls in batches.items()), options.dim, 10**9 + 7)
+    queries = asking(3 * max(batch * calls for batch, calls in batches.items()), options, 10**9 + 7)
     opened, first = opening(kind, folder, queries[:1])
     searcher = Searcher(connector, gallery, index=kind)
     assert searcher.index is not None
@@ -195,7 +203,7 @@ def build(kind: str, folder: Path, connector: Connector, options: argparse.Names
     """Make the index, unless it is there, and note what it cost."""
     if (folder / f"built-{kind}.json").exists():
         return
-    gallery, like = open_cache(folder / "gallery"), asking(256, options.dim, 10**9)
+    gallery, like = open_cache(folder / "gallery"), asking(1024, options, 10**9)
     wall, spent, _ = processor_time(lambda: Searcher(connector, gallery, index=kind, held_out=like))
     (folder / f"built-{kind}.json").write_text(json.dumps([wall, spent]))
 
@@ -212,9 +220,14 @@ def measure_append(kinds: list[str], folder: Path, connector: Connector, options
         assert searcher.index is not None
         assert searcher.index.record.trained_rows == options.rows, "built anew"
         built_wall, built = json.loads((folder / f"built-{kind}.json").read_text())
+        calls = options.calls // 5
+        queries = asking(2 * calls, options, 10**9 + 11)
+        whole = Searcher(connector, open_cache(folder / "gallery"), index=kind)
+        now, before = latencies([searcher.find, whole.find], queries, 1, calls)
         say(
             f"{kind}: built in {built:.1f} s of processor time ({built_wall:.0f} s); "
-            f"appending {more:,} rows takes {spent:.2f} s ({wall:.1f} s), {spent / built:.2%} of it  (budget about 1%)"
+            f"appending {more:,} rows takes {spent:.2f} s ({wall:.1f} s), {spent / built:.2%}  (budget about 1%)\n"
+            f"  recall {searcher.index.record.recall:.4f}, a search then takes {now / before:.2f} of what it took"
         )
     shutil.rmtree(grown)
 
@@ -222,7 +235,7 @@ def measure_append(kinds: list[str], folder: Path, connector: Connector, options
 def cold(folder: Path, options: argparse.Namespace) -> None:
     """``cmcr search --query CACHE`` in a process of its own against one that only imports."""
     manifest = CacheManifest(SPACE, "bench", "image", "bench", "bench", options.dim)
-    asked = asking(3, options.dim, 5)
+    asked = asking(3, options, 5)
     shutil.rmtree(folder / "queries", ignore_errors=True)
     write_cache(folder / "queries", manifest, iter([ShardData(["a", "b", "c"], asked)]))
     modules = "torch, faiss, h5py, cmcr.cli, cmcr.pipeline.search, cmcr.pipeline.searching.gallery_index, rich.table"

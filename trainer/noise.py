@@ -15,7 +15,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
-_CHUNK = 1 << 18  # counters worked on at a time: temporaries of some MB, and operations long enough for all threads
+_CHUNK = 1 << 17  # counters worked on at a time: temporaries of 2 MB, and operations long enough for all threads
 _DEVICE_CHUNK = 1 << 22  # on an accelerator, where launching is what costs
 
 
@@ -86,7 +86,7 @@ def normal_rows(rows: torch.Tensor, dim: int, *, seed: int, step: int, stream: i
 
 def _box_muller(u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
     """√(−2 ln u) cos 2πv and √(−2 ln u) sin 2πv of uniforms (2, b, w) (Box and Muller 1958), into out (b, w, 4)."""
-    pairs = out.unflatten(2, (2, 2)).movedim(2, 0)  # (2, b, w, 2)
+    pairs = out.view(*out.shape[:2], 2, 2).movedim(2, 0)  # (2, b, w, 2)
     # u in (0, 1]: half a unit above the lattice, so that the logarithm is finite
     radius = u.to(torch.float32).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
     angle = v.to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)

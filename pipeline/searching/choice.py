@@ -15,7 +15,7 @@ EXACT_NUMBERS = 1 << 25  # rows x dim that one matrix product scores in some mil
 NEIGHBOURS = 32  # edges of a node of the graph; twice as many at its ground level
 EFFORTS: dict[Kind, tuple[int, ...]] = {
     "hnsw": (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048),
-    "ivf": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024),
+    "ivf": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192),
 }
 
 
@@ -41,7 +41,7 @@ class IndexSettings:
     kind: str = "auto"
     memory_budget: int = 2 << 30
     recall: float = 0.995
-    queries: int = 256
+    queries: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ CONSTRUCTION = 80  # candidates while the graph is built
 TRAIN_ROWS = 32  # rows a list that k-means sees
 BLOCK = 16384
 MOST_PARTS = 8
+LEAST_EFFORT = 32  # in the small graph of appended rows, which needs less than the large one to find as much
 SPARE = 16  # half floats propose twice as many rows as are asked for, and these
 
 
@@ -68,6 +69,19 @@ def add(index: Any, view: SharedView, start: int) -> None:
             index.add_with_ids(block, np.arange(first, first + len(block), dtype=np.int64))
 
 
+def graph_of(view: SharedView, start: int) -> Any:
+    """A graph of the rows from ``start`` on alone; it numbers them from 0."""
+    index = _empty_graph(load_faiss(), view.dim)
+    add(index, view, start)
+    return index
+
+
+def rows_of(path: Path) -> int:
+    """Rows of the graph at ``path``, which is mapped, not read."""
+    faiss = load_faiss()
+    return int(faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0)).ntotal)
+
+
 def read_for_growth(path: Path) -> Any:
     """An index wholly in memory, which can be added to."""
     index = load_faiss().read_index(str(path))
@@ -100,7 +114,7 @@ class OpenIndex:
     ----------
     kind : str
     paths : sequence of Path
-        One file, or several parts of inverted lists.
+        One file or several parts: inverted lists around the same means, or a graph and one of the rows after its own.
     view : SharedView
         The gallery: what half floats propose is scored again from its rows.
 
@@ -136,23 +150,45 @@ class OpenIndex:
         """Effort beyond which nothing is gained."""
         return self.rows if self.kind == "hnsw" else int(self.parts[0].nlist)
 
-    def search(self, vectors: Float32, k: int, effort: int) -> tuple[Float32, Rows]:
-        """Float32 cosines and rows, (Q, k) each, best first; -1 where less was found."""
-        if self.kind == "hnsw":
-            known, said = self._effort
-            if known != effort:
-                said = self._faiss.SearchParametersHNSW(efSearch=effort)
-                self._effort = (effort, said)
-            scores, rows = self.parts[0].search(vectors, k, params=said)
-            return scores, rows
-        return self._rescored(vectors, self._proposed(vectors, min(2 * k + SPARE, self.rows), effort), k)
+    def search(self, vectors: Float32, k: int, effort: int, *, newest: bool = False) -> tuple[Float32, Rows]:
+        """Float32 cosines and rows, (Q, k) each, best first; -1 where less was found.
 
-    def _proposed(self, vectors: Float32, k: int, effort: int) -> Rows:
+        Parameters
+        ----------
+        vectors : (Q, D) float32
+        k, effort : int
+        newest : bool
+            Ask the newest of several inverted lists alone.
+        """
+        if self.kind == "hnsw":
+            scores, rows = self.parts[0].search(vectors, k, params=self._parameters(effort))
+            return (scores, rows) if len(self.parts) == 1 else self._with_tail(vectors, scores, rows, effort)
+        parts = self.parts[-1:] if newest else self.parts
+        return self._rescored(vectors, self._proposed(vectors, min(2 * k + SPARE, self.rows), effort, parts), k)
+
+    def _parameters(self, effort: int) -> Any:
+        known, said = self._effort
+        if known != effort:
+            said = self._faiss.SearchParametersHNSW(efSearch=effort)
+            self._effort = (effort, said)
+        return said
+
+    def _with_tail(self, vectors: Float32, scores: Float32, rows: Rows, effort: int) -> tuple[Float32, Rows]:
+        """What the first graph found, (Q, k) each, and what the other, which is small, knows better."""
+        k, (tail,) = rows.shape[1], self.parts[1:]
+        less = self._faiss.SearchParametersHNSW(efSearch=max(k, LEAST_EFFORT, effort // 3))
+        more, places = tail.search(vectors, k, params=less)
+        both = np.concatenate([scores, more], axis=1)  # (Q, 2k)
+        numbers = np.concatenate([rows, np.where(places < 0, -1, places + self.parts[0].ntotal)], axis=1)
+        best = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(both, best, axis=1), np.take_along_axis(numbers, best, axis=1)
+
+    def _proposed(self, vectors: Float32, k: int, effort: int, parts: Sequence[Any]) -> Rows:
         """Rows (Q, parts k) by the scores of half floats; -1 where less was found."""
         from faiss.contrib.ivf_tools import search_preassigned
 
         near, lists = self.parts[0].quantizer.search(vectors, min(effort, self.most_effort))  # (Q, P) each
-        found = [search_preassigned(part, vectors, k, lists, near) for part in self._probing(lists.shape[1])]
+        found = [search_preassigned(part, vectors, k, lists, near) for part in _probing(parts, lists.shape[1])]
         scores, rows = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
         if len(found) > 1:
             best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -173,7 +209,8 @@ class OpenIndex:
         best = np.lexsort((proposed, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(proposed, best, axis=1)
 
-    def _probing(self, probes: int) -> Iterator[Any]:
-        for part in self.parts:
-            part.nprobe = probes
-            yield part
+
+def _probing(parts: Sequence[Any], probes: int) -> Iterator[Any]:
+    for part in parts:
+        part.nprobe = probes
+        yield part

@@ -18,7 +18,7 @@ from ..shared import SharedView
 from . import faiss_kinds, held_out
 from .choice import IndexSettings, Kind, scaled_effort
 from .faiss_kinds import OpenIndex, Rows
-from .held_out import HeldOut
+from .held_out import HeldOut, Measured
 from .record import IndexRecord, Place, shards_of
 
 State = Literal["missing", "current", "grown", "ahead", "other"]
@@ -26,6 +26,7 @@ REDRAW = 1.1  # held-out queries are drawn again when the gallery has grown by a
 AHEAD = "exact: the gallery has grown since it was opened, and its index with it; open it again to use the index"
 FALL = 0.01  # of the recall of an index that is short of its target
 DAMAGED = "is damaged; --index {} makes it again"
+TAIL = 0.1  # of a graph's rows that may be in a graph beside it, which every query asks too
 RETRAIN = 2.0  # and means or graph are made again when it has doubled, or needs twice the effort
 
 
@@ -174,38 +175,44 @@ def _grown(
     except RuntimeError:  # FAISS cannot read a file
         return None
     truth, given = _truth(place, record, view, settings, queries)
-    effort, recall = held_out.tune(index, truth, settings.recall, record.effort)
+    now = held_out.tune(index, truth, settings.recall, record.effort)
     # one that never reached the target would not by being made again: it has aged when it falls below itself
     least = settings.recall if record.recall >= settings.recall else record.recall - FALL
-    aged = recall < least or effort > RETRAIN * record.trained_effort
+    aged = now.recall < least or now.effort > RETRAIN * record.trained_effort
     if aged and record.trained_rows < len(view):
         return None
-    now = replace(
+    grown = replace(
         record,
         shards=shards_of(view.cache),
         files=files,
-        held_out=_write_truth(place, truth, change),
+        held_out=_write_truth(place, truth, now, change),
         given=given,
-        effort=effort,
-        recall=recall,
+        effort=now.effort,
+        recall=now.recall,
         target=settings.recall,
         change=change,
     )
-    place.commit(now)
-    return GalleryIndex(now, index)
+    place.commit(grown)
+    return GalleryIndex(grown, index)
 
 
 def _appended(place: Place, record: IndexRecord, view: SharedView, change: int) -> tuple[tuple[str, int], ...]:
     """Files of the index with the appended rows.
 
-    A graph is written anew, which costs little beside the linking of its nodes. Inverted lists get a part of their own
+    What was appended to a graph is a smaller graph beside it, so that the large file is not written each time; when
+    that one has grown to a share of the first its rows are linked into it. Inverted lists get a part of their own
     around the same means; when there are many parts they become one.
     """
     paths = [place.folder / name for name, _ in record.files]
     if record.kind == "hnsw":
-        index = faiss_kinds.read_for_growth(paths[0])
-        faiss_kinds.add(index, view, record.rows)
-        return (_write_index(place, place.name(change, "faiss"), index),)
+        first = faiss_kinds.rows_of(paths[0])
+        if len(view) - first > TAIL * first:
+            whole = faiss_kinds.read_for_growth(paths[0])
+            faiss_kinds.add(whole, view, first)
+            return (_write_index(place, place.name(change, "faiss"), whole),)
+        tail = faiss_kinds.graph_of(view, first) if len(paths) == 1 else faiss_kinds.read_for_growth(paths[1])
+        faiss_kinds.add(tail, view, first + tail.ntotal)
+        return (record.files[0], _write_index(place, place.name(change, "tail.faiss"), tail))
     part = _write_index(place, place.name(change, "faiss"), faiss_kinds.part_of(paths[0], view, record.rows))
     if len(paths) < faiss_kinds.MOST_PARTS:
         return (*record.files, part)
@@ -247,17 +254,17 @@ def _built(
     given = queries is not None
     drawn = held_out.draw(view, settings.queries, settings.seed) if queries is None else None
     truth = drawn or held_out.answered(view, np.asarray(queries, np.float32))
-    effort, recall = held_out.tune(index, truth, settings.recall)
+    now = held_out.tune(index, truth, settings.recall)
     record = IndexRecord(
         kind=kind,
         shards=shards_of(view.cache),
         trained_rows=len(view),
         files=files,
-        held_out=_write_truth(place, truth, change),
+        held_out=_write_truth(place, truth, now, change),
         given=given,
-        effort=effort,
-        trained_effort=effort,
-        recall=recall,
+        effort=now.effort,
+        trained_effort=now.effort,
+        recall=now.recall,
         target=settings.recall,
         change=change,
     )
@@ -271,9 +278,10 @@ def _write_index(place: Place, name: str, index: Any) -> tuple[str, int]:
     return place.write(name, lambda path: load_faiss().write_index(index, path))
 
 
-def _write_truth(place: Place, truth: HeldOut, change: int) -> str:
+def _write_truth(place: Place, truth: HeldOut, now: Measured, change: int) -> str:
     from ...cache import fsio
 
+    truth = replace(truth, found=now.found, effort=now.effort)
     name = place.name(change, "held-out.safetensors")
     fsio.write_atomic(place.folder / name, held_out.to_bytes(truth))
     return name

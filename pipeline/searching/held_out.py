@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from .topk import RunningTopK
 K = 10
 TIE = 1e-6  # scores of float32 nearer than this are one
 BLOCK = 16384
+MARGIN = 2.0  # standard errors
+FIRST = 256  # queries that reach the target before all are asked
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class HeldOut:
         Rows that the gallery had when the queries were drawn.
     covered : int
         Rows of the gallery that the answers take into account.
+    found : array (Q, k) float64, optional
+        Cosines that the index found at ``effort`` among those rows, falling.
+    effort : int
     """
 
     queries: Float32
@@ -43,6 +48,8 @@ class HeldOut:
     rows: npt.NDArray[np.int64]
     drawn: int
     covered: int
+    found: npt.NDArray[np.float64] | None = None
+    effort: int = 0
 
 
 def draw(view: SharedView, count: int, seed: int) -> HeldOut:
@@ -76,31 +83,66 @@ def grown(before: HeldOut, view: SharedView) -> HeldOut:
     for start, block in view.blocks(BLOCK, before.covered):
         best.update(start, block)
     scores, rows = best.result()
-    return HeldOut(before.queries, scores, rows, before.drawn, len(view))
+    return replace(before, scores=scores, rows=rows, covered=len(view))
 
 
-def measure(index: OpenIndex, truth: HeldOut, effort: int) -> float:
-    """Recall@k: share of the exact k best that the index finds; a row as good as the k-th counts as found."""
-    k = truth.scores.shape[1]
-    scores, rows = index.search(truth.queries, k, effort)
-    hits = (rows >= 0) & (scores >= truth.scores[:, -1:] - TIE)
-    return float(hits.sum() / rows.size)
+@dataclass(frozen=True)
+class Measured:
+    """What an index finds of the held-out answers at an effort.
 
-
-def tune(index: OpenIndex, truth: HeldOut, target: float, least: int = 0) -> tuple[int, float]:
-    """The least effort of the ladder, from ``least`` on, that reaches the target, with the recall measured there.
-
-    Where none does, the most effort and what it reaches.
+    Parameters
+    ----------
+    effort : int
+    recall : float
+        Recall@k: the share of the exact k best that is found; a row as good as the k-th counts as found.
+    error : float
+        Its standard error over the queries.
+    found : array (Q, k) float64
+        The cosines that were found, falling.
     """
-    effort, recall = 0, 0.0
-    for step in EFFORTS[index.kind]:
-        if step < least:
-            continue
+
+    effort: int
+    recall: float
+    error: float
+    found: npt.NDArray[np.float64]
+
+
+def measure(index: OpenIndex, truth: HeldOut, effort: int) -> Measured:
+    """Ask the index.
+
+    Where it is inverted lists, and what they found at this effort before they grew is known, the newest part is asked
+    alone: the other lists are as they were.
+    """
+    k = truth.scores.shape[1]
+    known = truth.found if index.kind == "ivf" and truth.effort == effort else None
+    newest = known is not None and len(index.parts) > 1
+    scores, rows = index.search(truth.queries, k, effort, newest=newest)
+    found = np.where(rows >= 0, scores, -np.inf).astype(np.float64)
+    if newest and known is not None:
+        found = -np.sort(-np.concatenate([known, found], axis=1), axis=1)[:, :k]
+    shares = (found >= truth.scores[:, -1:] - TIE).mean(axis=1)  # (Q,)
+    return Measured(effort, float(shares.mean()), float(shares.std() / len(shares) ** 0.5), found)
+
+
+def tune(index: OpenIndex, truth: HeldOut, target: float, least: int = 0) -> Measured:
+    """The least effort of the ladder, from ``least`` on, that reaches the target, and what was measured there.
+
+    It reaches it where recall less two standard errors does: the least of many efforts that reach a number on some
+    queries flatters itself on others. Where none does, the most effort and what it reaches.
+    """
+    steps = [step for step in EFFORTS[index.kind] if step >= least] or [least]
+    few = replace(
+        truth, queries=truth.queries[:FIRST], scores=truth.scores[:FIRST], rows=truth.rows[:FIRST], found=None
+    )
+    for step in steps:
         effort = min(step, index.most_effort)
-        recall = measure(index, truth, effort)
-        if recall >= target or effort < step:
+        dear = len(truth.queries) > FIRST and effort not in (truth.effort, index.most_effort) and step != steps[-1]
+        if dear and measure(index, few, effort).recall < target:
+            continue
+        done = measure(index, truth, effort)
+        if done.recall - MARGIN * done.error >= target or effort < step:
             break
-    return effort, recall
+    return done
 
 
 def to_bytes(truth: HeldOut) -> bytes:
@@ -111,8 +153,10 @@ def to_bytes(truth: HeldOut) -> bytes:
         "queries": truth.queries,
         "scores": truth.scores,
         "rows": truth.rows,
-        "counts": np.array([truth.drawn, truth.covered], np.int64),
+        "counts": np.array([truth.drawn, truth.covered, truth.effort], np.int64),
     }
+    if truth.found is not None:
+        tensors["found"] = truth.found
     data: bytes = save(tensors)
     return data
 
@@ -130,8 +174,10 @@ def read(path: Path) -> HeldOut:
 
     try:
         found = load_file(path)
-        drawn, covered = (int(count) for count in found["counts"])
-        return HeldOut(found["queries"], found["scores"], found["rows"], drawn, covered)
+        drawn, covered, *effort = (int(count) for count in found["counts"])  # files of before have no effort
+        return HeldOut(
+            found["queries"], found["scores"], found["rows"], drawn, covered, found.get("found"), *effort[:1]
+        )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CacheError(
             f"The held-out queries of an index cannot be read ({error}).",

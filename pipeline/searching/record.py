@@ -32,7 +32,7 @@ class IndexRecord:
     trained_rows : int
         Rows when it was last built whole.
     files : tuple of (name, bytes)
-        The index: one file, or parts of inverted lists.
+        The index: one file, parts of inverted lists, or a graph and one of the rows appended since.
     held_out : str
         File of the held-out queries.
     given : bool

@@ -22,6 +22,10 @@ Clustered = Callable[[int, int], np.ndarray]
 both = pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 
 
+def claimed(truth: held_out.HeldOut, effort: int, recall: float) -> held_out.Measured:
+    return held_out.Measured(effort, recall, 0.0, truth.scores)
+
+
 def exact(gallery: Cache, queries: np.ndarray) -> np.ndarray:
     return np.argsort(-(queries @ gallery.read(0, len(gallery)).T), axis=1, kind="stable")[:, :10]
 
@@ -36,7 +40,9 @@ def agreement(searcher: Searcher, queries: np.ndarray) -> float:
 def test_one_row_less_than_twice_grows_the_index_and_twice_makes_it_anew(
     grow: Grow, clustered: Clustered, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_out, "measure", lambda index, truth, effort: 1.0)  # growth alone decides
+    monkeypatch.setattr(
+        held_out, "measure", lambda index, truth, effort: claimed(truth, effort, 1.0)
+    )  # growth alone decides
     one = clustered(400, 1)
     Searcher(None, grow(one), index=kind)
     almost = Searcher(None, grow(one, clustered(399, 2)), index=kind)
@@ -63,7 +69,9 @@ def test_an_index_that_never_reached_its_target_is_grown_until_it_falls_below_it
 ) -> None:
     parts, trained = [clustered(600, 1)], []
     for reached, rows in ((0.93, 0), (0.93, 30), (0.925, 30), (0.9, 30)):
-        monkeypatch.setattr(held_out, "measure", lambda index, truth, effort, reached=reached: reached)
+        monkeypatch.setattr(
+            held_out, "measure", lambda index, truth, effort, reached=reached: claimed(truth, effort, reached)
+        )
         parts += [clustered(rows, len(parts) + 1)] if rows else []
         searcher = Searcher(None, grow(*parts), index="hnsw")
         assert searcher.index is not None
