@@ -441,13 +441,17 @@ def search(
         "mix": mix,
     }
     asked |= {"vectors": vectors, "where": where, "key_pattern": key_pattern, "caption_contains": caption_contains}
-    given: Any = {name: value for name, value in {**asked, "no_duplicates": no_duplicates}.items() if value}
+    given: Any = {
+        name: value for name, value in {**asked, "no_duplicates": no_duplicates}.items() if value not in (None, [])
+    }
     result = run(
         connector, gallery, k=k, space=space, encoder=encoder, device=device, index=index, memory_budget=memory_budget,
         held_out=held_out, **given,
     )  # fmt: skip
     if shape in ("jsonl", "csv"):
         typer.echo(printed(result, shape), nl=False)
+        for note in result.notes:
+            _say(note)
     else:
         _show([result.table(), *result.notes], result.to_json(), shape == "json")
     for line in write_pictures(result, sheet, page):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cache.errors import CmcrError
 from ..cache.reader import Cache
 from ..trainer.connector import Connector
 from .queries import Query
@@ -178,12 +179,30 @@ def search(
     filters = _filters(rest)
     distinct = rest.pop("no_duplicates", None)
     opened = as_cache(gallery)
-    settings = settings_of("exact" if filters else index, memory_budget)
+    settings = settings_of(index, memory_budget)
+    _check_used(settings, memory_budget, held_out)
+    settings = replace(settings, kind="exact") if filters else settings
     measured_on = None if held_out is None else sampled(loaded, as_cache(held_out), settings)
     # One search passes over the gallery once, so nothing is worth keeping.
     searcher = Searcher(loaded, opened, block=block, memory_budget=0, index=settings, held_out=measured_on)
     queries, vectors = ask(Entrance(loaded, opened, space, encoder), rest)
     return answer(searcher, queries, vectors, k, filters=filters, no_duplicates=distinct)
+
+
+def _check_used(settings: IndexSettings, memory_budget: object, held_out: object) -> None:
+    """Refuse what the index that was asked for would leave aside without a word."""
+    if held_out is not None and settings.kind in ("kept", "exact"):
+        raise CmcrError(
+            "Held-out queries measure an index that is made or grown, and none is.",
+            where=f"index {settings.kind}",
+            todo="add --index auto, hnsw or ivf, or leave --held-out out",
+        )
+    if memory_budget is not None and settings.kind != "auto":
+        raise CmcrError(
+            "A memory budget is for the index that auto chooses.",
+            where=f"index {settings.kind}",
+            todo="add --index auto, or leave --memory-budget out",
+        )
 
 
 def _filters(asked: dict[str, Any]) -> Filters:

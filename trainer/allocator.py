@@ -6,6 +6,7 @@ import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _NEVER = 1 << 30
+_MOST = 1 << 25  # the largest threshold of mappings that older versions take; beyond it they refuse
 
 
 def keep_freed_memory() -> bool:
@@ -23,4 +24,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # macOS, musl and Windows have none
         return False
-    return all(mallopt(option, _NEVER) == 1 for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
+    # Setting either one ends glibc's own adaptation of both, so trimming is left alone where mapping cannot be set.
+    raised = any(mallopt(_MMAP_THRESHOLD, most) == 1 for most in (_NEVER, _MOST))
+    return raised and mallopt(_TRIM_THRESHOLD, _NEVER) == 1

@@ -67,6 +67,13 @@ def ask(entrance: Entrance, asked: dict[str, Any]) -> Asked:
     if query is not None and any(flag in asked for flag in FLAGS):
         raise CmcrError("A search is asked with a query cache or with a raw input, not both.", todo="drop one of them")
     cache = as_cache(query) if query is not None else None
+    terms = [term for mix in mixes for term in read_mix(mix)]
+    if mixes and (key is not None or (query is not None and all(term.kind != "key" for term in terms))):
+        raise CmcrError(
+            "A mix does not ask the rows of a query cache.",
+            where=f"mix {mixes[0]!r}",
+            todo="name one in the mix, as key:rain/0007, and leave --key out; or ask the cache and the mix apart",
+        )
     parts: list[Asked] = []
     if cache is not None and not mixes:
         parts.append(_cached(entrance, cache, key))
@@ -108,11 +115,11 @@ def _given(entrance: Entrance, vectors: npt.ArrayLike | str | Path) -> Asked:
     name = "vector"
     if isinstance(vectors, str | Path):
         name = Path(vectors).name
-        try:
-            vectors = np.load(vectors, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CmcrError(f"The vectors cannot be read: {error}.", where=name, todo="give a .npy file") from error
-    rows = np.atleast_2d(np.array(vectors, np.float32))
+    try:
+        read = np.load(vectors, allow_pickle=False) if isinstance(vectors, str | Path) else vectors
+        rows = np.atleast_2d(np.array(read, np.float32))
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise CmcrError(f"The vectors cannot be read: {error}.", where=name, todo="give a .npy of numbers") from error
     dim = entrance.connector.dim if entrance.space is None else entrance.connector.head(entrance.space).spec.dim_in
     if rows.ndim != 2 or rows.shape[1] != dim or not np.isfinite(rows).all() or not np.square(rows).sum(1).all():
         raise CmcrError(

@@ -50,10 +50,8 @@ class Condition:
                 return any(_text(member).casefold() == self.value.casefold() for member in found)
             return self.value.casefold() in _text(found).casefold()
         if isinstance(found, int | float) and not isinstance(found, bool):
-            try:
-                return _COMPARE[self.op](found, float(self.value))
-            except ValueError:
-                return self.op == "!="
+            value = _number(self.value)
+            return self.op == "!=" if value is None else _COMPARE[self.op](found, value)
         return _COMPARE[self.op](_text(found), self.value)
 
     def value_in(self, record: dict[str, Any] | None) -> tuple[bool, Any]:
@@ -64,6 +62,16 @@ class Condition:
                 return False, None
             found = found[name]
         return True, found
+
+
+def _number(text: str) -> int | float | None:
+    """The number that a text is; whole ones stay exact, as ids of twenty digits need."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return None
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -146,6 +147,6 @@ class Place:
         """Replace the record, then remove the files that it no longer names."""
         fsio.write_atomic(self.file, record.to_bytes())
         named = {name for name, _ in record.files} | {record.held_out, self.file.name}
-        for path in self.folder.glob(f"{self.stem}.g*"):
+        for path in self.folder.glob(f"{glob.escape(self.stem)}.g*"):
             if path.name not in named:
                 fsio.remove(path)

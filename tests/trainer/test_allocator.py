@@ -38,6 +38,30 @@ def test_freed_tensors_are_not_faulted_in_again() -> None:
     assert faults("as it comes") > 100
 
 
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [
+        (1 << 30, [(-3, 1 << 30), (-1, 1 << 30)]),
+        (1 << 25, [(-3, 1 << 30), (-3, 1 << 25), (-1, 1 << 30)]),  # glibc of before 2.35 or so
+        (0, [(-3, 1 << 30), (-3, 1 << 25)]),  # nothing is left half set
+    ],
+)
+def test_a_threshold_that_is_refused_leaves_trimming_alone(
+    monkeypatch: pytest.MonkeyPatch, most: int, asked: list[tuple[int, int]]
+) -> None:
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(option: int, value: int) -> int:
+            calls.append((option, value))
+            return int(option != -3 or value <= most)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    assert allocator.keep_freed_memory() == (most > 0)
+    assert calls == asked
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not allocator.keep_freed_memory()

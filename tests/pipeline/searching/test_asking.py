@@ -14,7 +14,7 @@ from cmcr.pipeline.search import search
 from cmcr.pipeline.searcher import Searcher
 from cmcr.pipeline.searching.choice import settings_of
 from cmcr.pipeline.searching.duplicates import distinct_topk
-from cmcr.pipeline.searching.filters import Filters, read_condition
+from cmcr.pipeline.searching.filters import Condition, Filters, read_condition
 from cmcr.pipeline.searching.mixes import Term, blend, read_mix, shown_mix
 from cmcr.trainer.connector import Connector
 
@@ -211,3 +211,41 @@ def test_distinct_answers_equal_the_naive_greedy_ones(make_cache: MakeCache, cos
         assert numbers.tolist() == naive_distinct(unit, unit[query], 13, cosine)
         assert (np.diff(line) <= 0).all()
     assert [hit.rank for hit in searcher.hits(scores, found_rows)[0]][:3] == [1, 2, 3]
+
+
+def test_nothing_that_was_asked_is_left_aside_without_a_word(
+    make_connector: MakeConnector, make_cache: MakeCache
+) -> None:
+    connector, gallery = make_connector(), make_cache("images", 40)
+    sounds = make_cache("sounds", 30, space="clap")
+    key = sounds.keys(np.arange(1))[0]
+    for given, words in (
+        ({"query": sounds, "held_out": sounds}, "none is.*index kept"),
+        ({"query": sounds, "held_out": sounds, "index": "exact"}, "none is.*index exact"),
+        ({"query": sounds, "memory_budget": "1GB"}, "auto chooses.*index kept"),
+        ({"query": sounds, "key": key, "mix": f"key:{key}"}, "does not ask the rows of a query cache"),
+        ({"query": sounds, "mix": "text:a dog"}, "does not ask the rows of a query cache"),
+        ({"query": sounds, "no_duplicates": 0.0}, "near-duplicate|cosine"),
+    ):
+        with pytest.raises(CmcrError, match=f"(?s){words}"):
+            search(connector, gallery, **given)  # type: ignore[arg-type]
+
+
+def test_vectors_that_are_no_numbers_are_refused(
+    make_connector: MakeConnector, make_cache: MakeCache, tmp_path: Path
+) -> None:
+    connector, gallery = make_connector(), make_cache("images", 40)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.savez(tmp_path / "several.npz", a=np.ones(8), b=np.ones(8))
+    for name in ("empty.npy", "words.npy", "several.npz"):
+        with pytest.raises(CmcrError, match="vectors cannot be read"):
+            search(connector, gallery, vectors=tmp_path / name)
+
+
+def test_whole_numbers_of_many_digits_are_compared_exactly() -> None:
+    record = {"id": 9007199254740993}
+    assert Condition("id", "=", "9007199254740993").holds(record)
+    assert not Condition("id", "=", "9007199254740992").holds(record)
+    assert Condition("id", ">", "9007199254740992").holds(record)
+    assert Condition("id", "<", "9.1e15").holds(record)

@@ -311,3 +311,10 @@ def test_recall_after_growth_is_measured_on_the_new_part_and_equals_that_of_all(
         scores, _ = searcher.index.index.search(kept.queries, held_out.K, record.effort)
         np.testing.assert_allclose(kept.found, scores, atol=1e-7)
         assert held_out.measure(searcher.index.index, replace(kept, found=None), record.effort).recall == record.recall
+    raised = Searcher(None, searcher.gallery, index=replace(settings, recall=0.91))  # without new rows
+    assert raised.index is not None
+    record = raised.index.record
+    kept = held_out.read(Place(raised.view, "ivf").folder / record.held_out)
+    assert kept.found is not None
+    scores, _ = raised.index.index.search(kept.queries, held_out.K, record.effort)
+    np.testing.assert_allclose(kept.found, scores, atol=1e-7)
