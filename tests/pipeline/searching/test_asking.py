@@ -249,3 +249,20 @@ def test_whole_numbers_of_many_digits_are_compared_exactly() -> None:
     assert not Condition("id", "=", "9007199254740992").holds(record)
     assert Condition("id", ">", "9007199254740992").holds(record)
     assert Condition("id", "<", "9.1e15").holds(record)
+
+
+def test_notes_on_the_index_are_said_beside_csv_and_json_lines(
+    make_connector: MakeConnector, make_cache: MakeCache, tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss")
+    from cmcr.cli import app
+    from typer.testing import CliRunner
+
+    make_connector().save(tmp_path / "connector")
+    gallery, sounds = make_cache("images", 400), make_cache("sounds", 3, space="clap")
+    places = ["--connector", tmp_path / "connector", "--gallery", gallery.path, "--query", sounds.path]
+    for shape in ("csv", "jsonl"):
+        done = CliRunner().invoke(app, ["search", *map(str, places), "--index", "ivf", "--format", shape])
+        assert done.exit_code == 0, done.output
+        assert "ivf of 400 rows" in done.stderr
+        assert "ivf of 400 rows" not in done.stdout
