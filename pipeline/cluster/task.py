@@ -70,11 +70,12 @@ class Task:
         return DelayedSubmission(Task(self.words, self.output, self.minutes))
 
     def _progress(self) -> object:
-        """Something that changes when any task gets on: shards done, or the checkpoint of a fit."""
+        """Something that changes when any task gets on: done markers, new and replaced, or the checkpoint of a fit."""
         checkpoint = Path(self.output) / "checkpoint.safetensors"
         if checkpoint.exists():
             return checkpoint.stat().st_mtime_ns
-        return len(markers.list_markers(Path(self.output) / "shards"))
+        found = markers.list_markers(Path(self.output) / "shards")
+        return {shard: path.stat().st_mtime_ns for shard, path in found.items()}
 
 
 def _run(words: Sequence[str]) -> int:

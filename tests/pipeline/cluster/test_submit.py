@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cmcr.cache.errors import CmcrError, MissingExtraError, RecipeError
 from cmcr.cache.lease_files import read_claims
+from cmcr.cache.verify import repair
 from cmcr.cli import app
 from cmcr.pipeline.cluster.foresee import command_words
 from cmcr.pipeline.cluster.options import JobOptions, parse_extra
@@ -254,6 +255,22 @@ def test_a_task_that_gets_nowhere_within_its_time_is_not_queued_for_ever(
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "00000.json").write_text("{}")
     assert task.checkpoint().function.words == ("encode",)
+
+
+def test_a_shard_that_is_written_again_is_progress_and_a_retry_in_vain_is_none(tmp_path: Path, source: Path) -> None:
+    source.write_text("".join(f"!nan {i}\n" if i % ROWS == 3 else f"caption {i}\n" for i in range(2 * ROWS)))
+    cache = tmp_path / "cache"
+    settings: dict[str, Any] = {"modality": "text", "encoder": f"{ENCODERS}:PlainTable", "shard_size": ROWS}
+    encode(source, cache, **settings)
+    (cache / "shards" / "00000.g0.h5").unlink()
+    assert list(repair(cache).dropped) == [0]
+    task = Task(["encode"], str(cache), minutes=1)
+    task._started, task._before = time.monotonic() - 50, task._progress()
+    assert encode(source, cache, **settings).shards_now == 1
+    assert task.checkpoint() is not None, "a shard that is written again counts for nothing"
+    task._before = task._progress()
+    assert encode(source, cache, retry_failed=True, **settings).shards_now == 2
+    assert task.checkpoint() is None, "a retry in vain counts as progress, for ever"
 
 
 def test_a_retry_without_a_recorded_submission_says_what_to_do(source: Path, tmp_path: Path, paced: Path) -> None:
