@@ -55,6 +55,14 @@ def grace() -> float:
     return seconds
 
 
+def signal_name(number: int) -> str:
+    """What a signal is called; those without a name of their own by their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @contextmanager
 def stopping() -> Iterator[StopSignal]:
     """Turn SIGTERM and SIGUSR2 into a :class:`StopSignal` for the length of the block.

@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.errors import CmcrError, RecipeError
+from ..stopping import signal_name
 
 COMMANDS = ("encode", "complete", "project", "fit")
 
@@ -88,7 +90,9 @@ def foresee(words: Sequence[str], tasks: int = 1) -> Foreseen:
     Raises
     ------
     CmcrError
-        Whatever the command says against its flags, inputs and weights, in its own words.
+        Whatever the command says against its flags, inputs and weights, in its own words; or that a signal ended it.
+    KeyboardInterrupt
+        Ctrl-C ended it.
     """
     end = words.index("--") if "--" in words else len(words)
     asked = [*words[:end], "--dry-run", "--json", "--device", "cpu", *words[end:]]
@@ -98,8 +102,15 @@ def foresee(words: Sequence[str], tasks: int = 1) -> Foreseen:
     done = subprocess.run(
         [sys.executable, "-m", "cmcr", *asked], capture_output=True, text=True, env=environment, check=False
     )
-    if done.returncode == 130 or done.returncode < 0:
+    if done.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
         raise KeyboardInterrupt
+    if done.returncode < 0:
+        raise CmcrError(
+            f"the dry run of the command was ended by {signal_name(-done.returncode)}",
+            where=shlex.join(["cmcr", *asked]),
+            todo="try it by hand; it loads the encoder, and SIGKILL mostly means that memory ran out: submit from a "
+            "machine, or in an interactive job, that has more",
+        )
     if done.returncode != 0:
         raise _as_error(done.stderr, words)
     record: dict[str, Any] = json.loads(done.stdout)

@@ -24,7 +24,7 @@ from ...cache import errors as errors_of
 from ...cache.errors import CmcrError, RecipeError
 from ..encoding.config import EncodeConfig, EncodeReport
 from ..progress import Event, Progress
-from ..stopping import StopSignal
+from ..stopping import StopSignal, signal_name
 from .devices import thread_environment, threads_each
 
 COMMAND = "from cmcr.pipeline.cluster.worker_process import main; main()"
@@ -100,7 +100,7 @@ class LocalWorker:
         code = self.process.returncode
         if self.report is not None or self.error is not None or code is None:
             return None
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         last = f": {lines[-1].strip()[:200]}" if lines and code > 0 else ""

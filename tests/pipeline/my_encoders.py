@@ -105,6 +105,14 @@ class PacedTable(SlowTable):
         return super().encode(batch)
 
 
+class DoomedTable(TextTable):
+    """Ends its process by the signal in CMCR_TEST_SIGNAL as it is made."""
+
+    def __init__(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), int(os.environ["CMCR_TEST_SIGNAL"]))
+
+
 class Pixels:
     """Images to their 8 x 8 thumbnail, 192-d."""
 

@@ -22,6 +22,7 @@ from cmcr.pipeline.cluster.status import status
 from cmcr.pipeline.cluster.submit import Submission, submit
 from cmcr.pipeline.cluster.task import Task
 from cmcr.pipeline.encode import encode
+from cmcr.pipeline.stopping import signal_name
 from typer.testing import CliRunner
 
 ENCODERS = Path(__file__).parents[1] / "my_encoders.py"
@@ -129,6 +130,19 @@ def test_what_is_wrong_with_the_command_is_said_in_its_own_words(
     assert result.exit_code == 1
     assert said in result.output
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_that_is_killed_is_no_ctrl_c(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command(source, tmp_path / "cache", "DoomedTable")
+    for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "SIGTERM")):
+        monkeypatch.setenv("CMCR_TEST_SIGNAL", str(int(number)))
+        with pytest.raises(CmcrError, match=f"dry run of the command was ended by {name}") as error:
+            submit(words, cluster="local")
+        assert "memory ran out" in str(error.value)
+    monkeypatch.setenv("CMCR_TEST_SIGNAL", str(int(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        submit(words, cluster="local")
+    assert signal_name(999) == "signal 999"
 
 
 def test_without_slurm_and_without_submitit_one_line_says_so(
