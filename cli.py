@@ -157,7 +157,6 @@ def encode(
         settings["worker"], settings["workers"] = worker_of(worker, workers, os.environ)
     inputs = [*input, *(more or ())]
     if dry_run:
-        settings.pop("devices")
         plan = plan_encode(inputs, output, **settings)
         _show(terminal.dry_run_lines(plan), plan.to_json(), json)
         return

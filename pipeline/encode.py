@@ -14,7 +14,7 @@ from ..cache.errors import CorpusError, EncoderError
 from ..cache.manifest import MANIFEST_NAME, CacheManifest, read_manifest, read_plans
 from ..cache.plan import Plan, Unit
 from ..cache.writer import CacheWriter
-from .cluster.devices import local_devices
+from .cluster.devices import local_devices, refuse_beside_devices, spelled_devices
 from .cluster.local_workers import encode_by_workers
 from .corpora import Corpus, PlanUpdate, open_corpus
 from .encoders.base import Encoder, Item
@@ -53,7 +53,7 @@ def encode(
         The cache.
     devices : str or sequence of str, optional
         Several worker processes on this machine, one a device: ``auto`` for one on each GPU, or ``cuda:0,cuda:1``, or
-        ``cpu*2``. Without it, this process does the work on ``device``.
+        ``cpu*2``. Without it, this process does the work on ``device``; ``device`` and ``worker`` exclude it.
     progress : callable, optional
         Told of every batch and shard; see :mod:`cmcr.pipeline.progress`.
     stop : StopSignal, optional
@@ -75,6 +75,7 @@ def encode(
     """
     show = progress or silent
     if devices is not None:
+        refuse_beside_devices(settings)
         chosen = local_devices(devices, show)
         if len(chosen) > 1:
             return encode_by_workers(_listed(inputs), output, chosen, progress=show, stop=stop, settings=settings)
@@ -110,8 +111,16 @@ def _listed(inputs: Inputs) -> list[str]:
     return [str(one) for one in given]
 
 
-def plan_encode(inputs: Inputs, output: str | Path, **settings: Any) -> DryRun:
-    """What :func:`encode` would do with the same arguments: shards, rows, disk, time. Writes nothing."""
+def plan_encode(
+    inputs: Inputs, output: str | Path, *, devices: str | Sequence[str] | None = None, **settings: Any
+) -> DryRun:
+    """What :func:`encode` would do with the same arguments: shards, rows, disk, time. Writes nothing.
+
+    Whether ``devices`` are on this machine is not looked at: the run may be meant for another one.
+    """
+    if devices is not None:
+        refuse_beside_devices(settings)
+        spelled_devices(devices)
     job = _Job(inputs, output, EncodeConfig.of(settings))
     config = job.config
     update = job.plan()

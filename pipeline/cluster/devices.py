@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ...cache.errors import DeviceError, RecipeError
 from ..progress import Event, Progress
 
 _DEVICE = re.compile(r"^(?P<name>cpu|mps|cuda(?::\d+)?)(?:\*(?P<times>\d+))?$")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+def spelled_devices(devices: str | Sequence[str]) -> list[str]:
+    """One device a worker, as they are written, or ``auto`` alone; whether they are there is not looked at.
+
+    Raises
+    ------
+    RecipeError
+        It is no list of devices.
+    """
+    parts = devices.split(",") if isinstance(devices, str) else list(devices)
+    parts = [part.strip() for part in parts]
+    if parts == ["auto"]:
+        return parts
+    usage = "for example auto, or cuda:0,cuda:1, or cpu*2"
+    if not parts:
+        raise RecipeError("no device is given", where="devices", todo=usage)
+    found: list[str] = []
+    for part in parts:
+        match = _DEVICE.match(part)
+        times = int(match["times"] or 1) if match else 0
+        if match is None or times == 0:
+            raise RecipeError(f"{part!r} is no device", where="devices", todo=usage)
+        found += [match["name"]] * times
+    return found
 
 
 def parse_devices(devices: str | Sequence[str], gpus: Callable[[], int]) -> list[str]:
@@ -29,18 +55,9 @@ def parse_devices(devices: str | Sequence[str], gpus: Callable[[], int]) -> list
     RecipeError, DeviceError
         It is no list of devices, or a device is not there.
     """
-    parts = devices.split(",") if isinstance(devices, str) else list(devices)
-    parts = [part.strip() for part in parts]
-    if parts == ["auto"]:
+    found = spelled_devices(devices)
+    if found == ["auto"]:
         return [f"cuda:{number}" for number in range(gpus())] or ["cpu"]
-    found: list[str] = []
-    for part in parts:
-        match = _DEVICE.match(part)
-        if match is None or match["times"] == "0":
-            raise RecipeError(
-                f"{part!r} is no device", where="devices", todo="for example auto, or cuda:0,cuda:1, or cpu*2"
-            )
-        found += [match["name"]] * int(match["times"] or 1)
     beyond = sorted({name for name in found if name.startswith("cuda") and int(name[5:] or 0) >= gpus()})
     if beyond:
         raise DeviceError(
@@ -49,6 +66,18 @@ def parse_devices(devices: str | Sequence[str], gpus: Callable[[], int]) -> list
             todo="--devices auto takes those that are there",
         )
     return found
+
+
+def refuse_beside_devices(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that say in another way which worker does what, and where.
+
+    Raises
+    ------
+    RecipeError
+    """
+    for name, unset in (("worker", None), ("device", "auto")):
+        if settings.get(name, unset) != unset:
+            raise RecipeError(f"{name} and devices exclude each other", where="devices", todo=f"leave --{name} out")
 
 
 def local_devices(devices: str | Sequence[str], progress: Progress) -> list[str]:

@@ -95,8 +95,12 @@ def foresee(words: Sequence[str], tasks: int = 1) -> Foreseen:
         Ctrl-C ended it.
     """
     end = words.index("--") if "--" in words else len(words)
-    asked = [*words[:end], "--dry-run", "--json", "--device", "cpu", *words[end:]]
     environment = dict(os.environ)
+    if any(word.partition("=")[0] == "--devices" for word in words[:end]):  # which excludes --device
+        cpu, environment["CUDA_VISIBLE_DEVICES"] = [], ""
+    else:
+        cpu = ["--device", "cpu"]
+    asked = [*words[:end], "--dry-run", "--json", *cpu, *words[end:]]
     if "--worker" in words or "--worker=auto" in words:
         environment |= {"RANK": "0", "WORLD_SIZE": str(tasks)}
     done = subprocess.run(

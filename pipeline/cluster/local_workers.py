@@ -239,16 +239,13 @@ def encode_by_workers(
     Raises
     ------
     RecipeError
-        A setting that is for one process.
+        An encoder that is no name.
     CmcrError
         What a worker ended with, after the others have ended; or that none lived.
     """
     config = EncodeConfig.of(settings)
     if not isinstance(config.encoder, str | None):
         raise RecipeError("an encoder object cannot be sent to other processes", where="encoder", todo="give its name")
-    if config.worker is not None or config.device != "auto":
-        name = "worker" if config.worker is not None else "device"
-        raise RecipeError(f"{name} and devices exclude each other", where="devices", todo=f"leave --{name} out")
     plain = {**settings, "workers": config.workers or min(8, threads_each(len(devices)))}
     crew = Crew(devices, {"inputs": list(inputs), "output": str(output), "settings": plain}, progress)
     if stop is not None:

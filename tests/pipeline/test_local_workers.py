@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 from cmcr.cache.errors import CmcrError, DeviceError, EncoderError, RecipeError
+from cmcr.cli import app
 from cmcr.pipeline.cluster import devices
 from cmcr.pipeline.cluster.devices import parse_devices, thread_environment, threads_each
 from cmcr.pipeline.encode import encode
 from cmcr.pipeline.progress import Event
+from typer.testing import CliRunner
 
 FILE = Path(__file__).with_name("my_encoders.py")
 SHARDS, ROWS = 12, 16
@@ -56,9 +58,35 @@ def test_a_list_of_devices_is_read_and_what_is_not_there_is_refused() -> None:
     assert parse_devices(["cuda:0*2", "cpu"], lambda: 1) == ["cuda:0", "cuda:0", "cpu"]
     with pytest.raises(DeviceError, match="no cuda:1 here: this machine has 1 GPUs"):
         parse_devices("cuda:0,cuda:1", lambda: 1)
-    for wrong in ("", "gpu", "cuda:x", "cpu*0", "cpu,,cpu", "auto,cpu"):
+    for wrong in ("", "gpu", "cuda:x", "cpu*0", "cpu*00", "cpu,,cpu", "auto,cpu"):
         with pytest.raises(RecipeError, match="is no device"):
             parse_devices(wrong, lambda: 1)
+    with pytest.raises(RecipeError, match="no device is given"):
+        parse_devices([], lambda: 1)
+
+
+def test_a_dry_run_reads_the_list_of_devices_and_asks_for_none_of_them(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_gpus", lambda: pytest.fail("a login node has no GPU"))
+    words = ["--modality", "text", "--encoder", f"{FILE}:TextTable", "--input", str(source), "--dry-run"]
+    words = ["encode", *words, "--output", str(tmp_path / "cache"), "--devices"]
+    asked = CliRunner().invoke(app, [*words, "cuda:0,cuda:7"])
+    assert (asked.exit_code, "rows" in asked.output) == (0, True), asked.output
+    for wrong, said in ((["nonsense"], "'nonsense' is no device"), (["cpu", "--device", "cuda:1"], "exclude each")):
+        result = CliRunner().invoke(app, [*words, *wrong])
+        assert result.exit_code == 1
+        assert said in result.output
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("beside", [{"device": "cuda:1"}, {"worker": 0, "workers": 2}])
+def test_device_and_worker_are_refused_beside_one_device_as_beside_two(
+    count: int, beside: dict[str, Any], tmp_path: Path, source: Path
+) -> None:
+    with pytest.raises(RecipeError, match=f"{next(iter(beside))} and devices exclude each other"):
+        encode(source, tmp_path / "cache", devices=f"cpu*{count}", **beside, **settings("TextTable"))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_without_a_gpu_auto_says_so_in_one_line_and_works_on_the_cpu(
@@ -119,8 +147,6 @@ def test_when_every_worker_dies_the_run_fails_and_says_how(
 def test_an_error_of_the_workers_is_raised_once_as_it_was(tmp_path: Path, source: Path) -> None:
     with pytest.raises(EncoderError, match="NoSuchTable"):
         encode(source, tmp_path / "cache", devices="cpu*2", **settings("NoSuchTable"))
-    with pytest.raises(RecipeError, match="device and devices exclude each other"):
-        encode(source, tmp_path / "cache", devices="cpu*2", device="cpu", **settings("TextTable"))
     with pytest.raises(RecipeError, match="did you mean batch_size"):
         encode(source, tmp_path / "cache", devices="cpu*2", batch_sise=4, **settings("TextTable"))
 

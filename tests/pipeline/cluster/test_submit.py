@@ -121,6 +121,8 @@ def test_missing_weights_are_said_before_anything_is_queued(source: Path, tmp_pa
     [
         (["--shard-siez", "3"], "error: No such option: --shard-siez"),
         (["--input", "nowhere.txt"], "nowhere.txt"),
+        (["--devices", "nonsense"], "'nonsense' is no device"),
+        (["--devices=auto", "--device", "cuda:1"], "device and devices exclude each other"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said_in_its_own_words(
@@ -162,7 +164,7 @@ def test_a_dry_run_prints_plan_and_script_without_slurm_and_writes_nothing(
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["--tasks", "3", "--dry-run", "--partition", "gpu", "--gpus", "1", "--time", "1:30:00", "--throttle", "2"]
     words += ["--extra", "constraint=a100", "--extra", "--exclusive", "--setup", "module load cuda", "--account", "lab"]
-    result = run("submit", *words, "--", *command(source, tmp_path / "cache"))
+    result = run("submit", *words, "--", *command(source, tmp_path / "cache"), "--devices", "auto")
     assert result.exit_code == 0, result.output
     flags = [line.removeprefix("#SBATCH --") for line in result.output.splitlines() if line.startswith("#SBATCH")]
     wanted = {"array=0-2%2", "partition=gpu", "gpus-per-node=1", "time=90", "constraint=a100", "exclusive"}
