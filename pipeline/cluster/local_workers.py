@@ -131,13 +131,19 @@ class Crew:
         if self._order["settings"].get("overwrite"):
             while not self.workers[0].started and not self._ended:
                 self._handle(*self._told.get())
-        if not self._ended and not self._asked:
+        if not self._ended:
             for device in others:
                 self._start(device, {**self._order["settings"], "overwrite": False})
 
     def _start(self, device: str, settings: Mapping[str, Any]) -> None:
+        """Start a worker, unless a stop was asked for; one that was on its way when that came is asked, too."""
+        if self._asked:
+            return
         order = {**self._order, "settings": {**settings, "device": device}}
-        self.workers.append(LocalWorker(device, order, self._told, self._environment))
+        worker = LocalWorker(device, order, self._told, self._environment)
+        self.workers.append(worker)
+        if self._asked:
+            worker.ask_to_stop()
 
     def listen(self) -> None:
         """Until every worker has ended."""

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from cmcr.cache.errors import CmcrError, DeviceError, EncoderError, RecipeError
 from cmcr.cli import app
-from cmcr.pipeline.cluster import devices
+from cmcr.pipeline.cluster import devices, local_workers
 from cmcr.pipeline.cluster.devices import parse_devices, thread_environment, threads_each
 from cmcr.pipeline.encode import encode
 from cmcr.pipeline.progress import Event
+from cmcr.pipeline.stopping import StopSignal
 from typer.testing import CliRunner
 
 FILE = Path(__file__).with_name("my_encoders.py")
@@ -149,6 +150,36 @@ def test_an_error_of_the_workers_is_raised_once_as_it_was(tmp_path: Path, source
         encode(source, tmp_path / "cache", devices="cpu*2", **settings("NoSuchTable"))
     with pytest.raises(RecipeError, match="did you mean batch_size"):
         encode(source, tmp_path / "cache", devices="cpu*2", batch_sise=4, **settings("TextTable"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stop_while_workers_are_started_reaches_each_of_them(
+    overwrite: bool, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, begun = StopSignal(), list[str]()
+
+    class Interrupted(local_workers.LocalWorker):
+        """The stop comes when the second worker's process runs and nobody holds it yet."""
+
+        def __init__(self, device: str, *others: Any) -> None:
+            super().__init__(device, *others)
+            begun.append(device)
+            if len(begun) == 2:
+                stop.request(signal.SIGTERM)
+
+    monkeypatch.setattr(local_workers, "LocalWorker", Interrupted)
+    asked = {"devices": "cpu*3", "stop": stop, "overwrite": overwrite}
+    report = encode(source, tmp_path / "cache", **asked, **settings("PacedTable"))
+    assert len(begun) == 2, "a worker was started after the stop"
+    assert report.unfinished, "the second worker was not asked, and did everything"
+    assert len(list((tmp_path / "cache" / "shards").glob("*.json"))) <= 2, "a worker went on"
+
+
+def test_a_run_that_is_stopped_before_it_begins_starts_nobody(tmp_path: Path, source: Path) -> None:
+    stop = StopSignal()
+    stop.request(signal.SIGTERM)
+    assert encode(source, tmp_path / "cache", devices="cpu*2", stop=stop, **settings("TextTable")).unfinished
+    assert not (tmp_path / "cache").exists()
 
 
 def test_ctrl_c_stops_all_workers_cleanly_and_a_second_run_goes_on(
