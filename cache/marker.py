@@ -19,6 +19,7 @@ NEXT = "run cmcr cache verify on the cache, then the same with --repair"
 WAY_NAME = re.compile(r"^\.\d{5,}\.json\.next$")
 _MARKER_NAME = re.compile(r"^(\d{5,})\.json$")
 DATA_NAME = re.compile(r"^(\d{5,})\.g(\d+)\.h5$")
+_CRC32 = re.compile(r"[0-9a-f]{8}")
 LEDGER_NAME = re.compile(r"^(\d{5,})(?:\.g(\d+))?\.jsonl$")
 
 
@@ -139,6 +140,8 @@ def _contradiction(marker: DoneMarker, path: Path) -> str | None:
         return f"its data file is {m.file!r}, not {data_name(m.shard, m.generation)!r}"
     if m.ledger is not None and m.ledger != ledger_name(m.shard, m.generation):
         return f"its ledger is {m.ledger!r}, not {ledger_name(m.shard, m.generation)!r}"
+    if not all(_CRC32.fullmatch(crc) for crc in (m.crc32, m.ledger_crc32 or "00000000")):
+        return "a CRC-32 is 8 hexadecimal digits"  # a mirrored file is named by it
     if m.dtype not in ("float16", "float32"):
         return f"dtype is {m.dtype!r}"
     if m.ok + m.failed != m.expected:

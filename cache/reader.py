@@ -114,11 +114,17 @@ class Cache:
         """Lines of the error ledgers that the markers name, in shard order."""
         for m in self.shards:
             if m.ledger is not None:
-                yield from ledger.read(self.path / "errors" / m.ledger)
+                yield from ledger.read(self._ledger_path(m.ledger, m))
+
+    def _data_path(self, m: DoneMarker) -> Path:
+        return self.path / "shards" / m.file
+
+    def _ledger_path(self, name: str, m: DoneMarker) -> Path:
+        return self.path / "errors" / name
 
     def _file(self, shard: int) -> MappedFile:
         m = self.shards[shard]
-        return self._files.get(shard, lambda: MappedFile(self.path / "shards" / m.file, m.bytes))
+        return self._files.get(shard, lambda: MappedFile(self._data_path(m), m.bytes))
 
     def _embedding(self, shard: int) -> tuple[MappedFile, Stored]:
         """File and (N, D) view of one shard that is not empty."""
@@ -289,7 +295,7 @@ class Cache:
             m = self.shards[shard]
             if name in m.columns:
                 self._file(shard)  # the size check
-                values = read_texts(self.path / "shards" / m.file, name, rows)
+                values = read_texts(self._data_path(m), name, rows)
                 for place, value in zip(spots.tolist(), values, strict=True):
                     out[place] = value
         return out

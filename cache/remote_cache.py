@@ -16,6 +16,7 @@ from . import marker as markers
 from .errors import CacheError
 from .ledger import Failure
 from .mapped import MappedFile
+from .marker import DoneMarker
 from .reader import Cache
 from .remote import RemotePath, spool_folder
 
@@ -43,31 +44,45 @@ class RemoteCache(Cache):
     def __reduce__(self) -> tuple[Callable[[str], Cache], tuple[str]]:  # type: ignore[override]
         return RemoteCache, (self.origin.base + self.origin.query,)
 
+    def _data_path(self, m: DoneMarker) -> Path:
+        return self.path / "shards" / mirrored_name(m.file, m.crc32)
+
+    def _ledger_path(self, name: str, m: DoneMarker) -> Path:
+        return self.path / "errors" / mirrored_name(name, m.ledger_crc32)
+
     def _file(self, shard: int) -> MappedFile:
         m = self.shards[shard]
-        local = self.path / "shards" / m.file
+        local = self._data_path(m)
         if not local.exists():
-            wanted = (m.bytes, int(m.crc32, 16))
-            self._fetch(f"shards/{m.file}", local, m.bytes, lambda path: fsio.file_crc32(path) == wanted)
+            self._fetch(f"shards/{m.file}", local, m.bytes, m.crc32)
         return super()._file(shard)
 
     def failures(self) -> Iterator[Failure]:
         """Lines of the error ledgers that the markers name, in shard order."""
         for m in self.shards:
-            if m.ledger is not None and not (self.path / "errors" / m.ledger).exists():
-                self._fetch(f"errors/{m.ledger}", self.path / "errors" / m.ledger, None, lambda path: True)
+            if m.ledger is not None and not (local := self._ledger_path(m.ledger, m)).exists():
+                self._fetch(f"errors/{m.ledger}", local, None, m.ledger_crc32)
         return super().failures()
 
-    def _fetch(self, name: str, local: Path, size: int | None, check: Callable[[Path], bool]) -> None:
+    def _fetch(self, name: str, local: Path, size: int | None, crc32: str | None) -> None:
         place = self.origin / name
         try:
-            place.download(local, size, check)
+            place.download(local, size, lambda path: f"{fsio.file_crc32(path)[1]:08x}" == crc32)
         except OSError as error:
             raise CacheError(
                 f"{name} cannot be fetched: {error.strerror}.",
                 where=str(place),
                 todo="open the cache again if it was being rewritten; else see whether it was copied whole",
             ) from error
+
+
+def mirrored_name(name: str, crc32: str | None) -> str:
+    """Name in the mirror of a data file or ledger.
+
+    It says the content: a cache that was made anew at the same URL has files of the same names, often of the same sizes.
+    """
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{crc32}.{suffix}"
 
 
 def refresh(origin: RemotePath) -> Path:
@@ -151,7 +166,7 @@ def _remove_others(mirror: Path, now: dict[str, str]) -> None:
     kept: set[str] = set()
     for file in markers.list_markers(mirror / "shards").values():
         found = markers.read_marker(file)
-        kept |= {found.file, found.ledger or ""}
+        kept |= {mirrored_name(found.file, found.crc32), mirrored_name(found.ledger or "", found.ledger_crc32)}
     for file in (*(mirror / "shards").glob("*.h5"), *(mirror / "errors").glob("*.jsonl")):
         if file.name not in kept:
             fsio.remove(file)

@@ -46,6 +46,8 @@ def change(path, **fields) -> None:
         {"key_offset": 10**15},
         {"columns": None},
         {"crc32": 7},
+        {"crc32": "/../../../x"},
+        {"ledger_crc32": "/../../../x"},
         {"state": "maybe"},
         {"state": []},
         {"format": "other"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -276,16 +277,20 @@ def test_a_cache_is_not_written_to_a_url(tmp_path: Path) -> None:
     assert not Path("memory:").exists()
 
 
+def grown(source: Path, cache: Path, words: str, refused: str) -> Path:
+    """A cache of four shards with a failure and a second plan."""
+    source.parent.mkdir(exist_ok=True)
+    source.write_text("".join(f"{refused} {i}\n" if i == 20 else f"{words} {i}\n" for i in range(40)))
+    encode(source, cache, **settings("TextTable"))
+    with source.open("a") as more:
+        more.write("".join(f"late {words} {i}\n" for i in range(9)))
+    encode(source, cache, **settings("TextTable"))
+    return cache
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A cache of four shards with a failure and a second plan."""
-    source = tmp_path / "t.txt"
-    source.write_text("".join(f"!nan {i}\n" if i == 20 else f"caption {i}\n" for i in range(40)))
-    encode(source, tmp_path / "data" / "cache", **settings("TextTable"))
-    with source.open("a") as more:
-        more.write("".join(f"late {i}\n" for i in range(9)))
-    encode(source, tmp_path / "data" / "cache", **settings("TextTable"))
-    return tmp_path / "data" / "cache"
+    return grown(tmp_path / "t.txt", tmp_path / "data" / "cache", "caption", "!nan")
 
 
 def same(far: Cache, near: Cache) -> None:
@@ -343,7 +348,38 @@ def test_a_remote_cache_that_was_retried_is_read_anew(tmp_path: Path, web: Serve
     encode(tmp_path / "t.txt", finished, overwrite=True, **{**settings("TextTable"), "batch_size": 3})
     after = open_cache(f"{web.url}/cache")
     same(after, Cache(finished))
-    assert sorted(path.name for path in (after.path / "shards").glob("*.h5")) == sorted(m.file for m in after.shards)
+    assert len(list((after.path / "shards").glob("*.h5"))) == len(after.shards)
+
+
+@pytest.mark.parametrize("kind", ["http", "http without listings"])
+def test_a_cache_made_anew_at_the_same_url_is_read_anew(
+    tmp_path: Path, web: Server, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "http without listings":
+        monkeypatch.setattr(web.handler, "list_directory", lambda self, path: self.send_error(403))
+    far, old = open_cache(f"{web.url}/cache"), Cache(finished)
+    same(far, old)
+    kept = open_cache(f"{web.url}/cache")  # reads its files after the change
+    old_rows, old_failures = old.read(0, 16), [f.message for f in old.failures()]
+    shutil.rmtree(finished)
+    grown(tmp_path / "other" / "t.txt", finished, "Caption", "!zero")  # the same names and sizes
+    after, new = open_cache(f"{web.url}/cache"), Cache(finished)
+    assert after.shards[0].file == far.shards[0].file
+    assert after.shards[0].bytes == far.shards[0].bytes
+    assert not np.array_equal(old_rows, new.read(0, 16))
+    assert old_failures != [f.message for f in new.failures()]
+    same(after, new)
+    assert [f.message for f in after.failures()] == [f.message for f in new.failures()]
+    with pytest.raises(CacheError, match=r"(?s)00000.g0.h5 cannot be fetched.*open the cache again"):
+        kept.read(0, 16)  # its own rows or an error, never those of the cache that took its place
+
+
+def test_a_ledger_that_is_not_what_its_marker_says_is_an_error(web: Server, finished: Path) -> None:
+    far = open_cache(f"{web.url}/cache")
+    ledger = next(finished.glob("errors/*.jsonl"))
+    ledger.write_bytes(ledger.read_bytes().replace(b"t:", b"u:"))
+    with pytest.raises(CacheError, match=rf"errors/{ledger.name} cannot be fetched: the download is not whole"):
+        list(far.failures())
 
 
 def test_a_shard_that_does_not_arrive_whole_is_no_rows(tmp_path: Path, web: Server, finished: Path) -> None:
@@ -355,7 +391,7 @@ def test_a_shard_that_does_not_arrive_whole_is_no_rows(tmp_path: Path, web: Serv
     damaged.write_bytes(bytes(len(damaged.read_bytes())))
     with pytest.raises(CacheError, match=r"00002.g0.h5 cannot be fetched: the download is not whole: what came fails"):
         far.key_range(32, 33)
-    assert [path.name for path in (far.path / "shards").glob("*.h5")] == ["00000.g0.h5"]
+    assert [path.name[:8] for path in (far.path / "shards").glob("*.h5")] == ["00000.g0"]
     with pytest.raises(CacheError, match=r"The cache cannot be read: No such file or directory"):
         open_cache(f"{web.url}/nothing")
 
