@@ -79,7 +79,7 @@ class RemoteCache(Cache):
 def mirrored_name(name: str, crc32: str | None) -> str:
     """Name in the mirror of a data file or ledger.
 
-    It says the content: a cache that was made anew at the same URL has files of the same names, often of the same sizes.
+    It says the content: a cache that was made anew at the same URL has files of the same names, often of equal sizes.
     """
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{crc32}.{suffix}"
