@@ -56,9 +56,12 @@ def examples_of(material: Material, count: int = QUERIES) -> tuple[Example, ...]
     """Queries evenly spread over those that have something relevant, unpicked, with the hits of up to four runs."""
     if material.relevance is None or not count or not material.runs:
         return ()
-    able = np.flatnonzero(material.relevance.counts())
+    able = material.kept_queries(np.flatnonzero(material.relevance.counts()))
     rows = able[np.unique(np.linspace(0, len(able) - 1, min(count, len(able))).astype(np.int64))]
-    relevant = [set(_keys(material, row)) for row in rows.tolist()]
+    rows = np.array([row for row in rows.tolist() if len(material.kept_items(_relevant(material, row)))], np.int64)
+    if not len(rows):
+        return ()
+    relevant = [set(material.gallery.keys(_relevant(material, row))) for row in rows.tolist()]
     found = [(run.entry.run.label, _hits(run, material, rows)) for run in material.runs[:RUNS]]
     items = _items(material.query, rows, material.relevance.classes is not None, _label(material))
     return tuple(
@@ -78,17 +81,17 @@ def _label(material: Material) -> str | None:
     return label
 
 
-def _keys(material: Material, row: int) -> list[str]:
+def _relevant(material: Material, row: int) -> Ints:
     assert material.relevance is not None
-    _, items = material.relevance.rows(row, row + 1)
-    return material.gallery.keys(items)
+    return material.relevance.rows(row, row + 1)[1]
 
 
 def _hits(run: Shown, material: Material, rows: Ints) -> list[list[Hit]]:
     """Hits of each query among the rows of the gallery that take part."""
     vectors = run.query.rows(rows_in(run.query, material.query, rows))
     whole = len(material.gallery_rows) == len(material.gallery)
-    among = None if whole else np.sort(rows_in(run.gallery, material.gallery, material.gallery_rows))
+    found = np.empty(0, np.int64) if whole else rows_in(run.gallery, material.gallery, material.gallery_rows)
+    among = None if whole else np.sort(found[found >= 0])
     searcher = Searcher(run.connector, run.gallery.cache, index="exact", memory_budget=0)
     return searcher.hits(*searcher.topk(vectors, HITS, among))
 

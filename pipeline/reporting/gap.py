@@ -42,7 +42,10 @@ class Sample:
 
 
 def sample_rows(material: Material, seed: int = 0) -> Sample:
-    """Up to 300 rows of each side, seeded; a relevant item of each query among them where relevance is known."""
+    """Up to 300 rows of each side, seeded; a relevant item of each query among them where relevance is known.
+
+    Rows that a projected cache of any run has lost are not among them.
+    """
     rng = np.random.default_rng(seed)
 
     def some(rows: Ints) -> Ints:
@@ -50,15 +53,18 @@ def sample_rows(material: Material, seed: int = 0) -> Sample:
 
     relevance = material.relevance
     if relevance is None:
-        return Sample(some(material.query_rows), some(material.gallery_rows), np.empty((0, 2), np.int64))
-    query = some(np.flatnonzero(relevance.counts()))
+        query, gallery = some(material.query_rows), some(material.gallery_rows)
+        return Sample(material.kept_queries(query), material.kept_items(gallery), np.empty((0, 2), np.int64))
+    query = material.kept_queries(some(np.flatnonzero(relevance.counts())))
     asking, item = _first_relevant(material, query)
-    gallery, place = np.unique(item, return_inverse=True)
-    pairs = np.stack([np.searchsorted(query, asking), place], 1)  # (P, 2)
+    there = np.isin(item, material.kept_items(item))
+    query = asking[there]
+    gallery, place = np.unique(item[there], return_inverse=True)
+    pairs = np.stack([np.arange(len(query)), place], 1)  # (P, 2)
     if len(gallery) < POINTS:
         others = np.setdiff1d(material.gallery_rows, gallery)
         more = rng.choice(others, min(POINTS - len(gallery), len(others)), replace=False)
-        gallery = np.concatenate([gallery, more])
+        gallery = np.concatenate([gallery, material.kept_items(more)])
     return Sample(query, gallery, pairs)
 
 
@@ -76,6 +82,8 @@ def _first_relevant(material: Material, query: Ints) -> tuple[Ints, Ints]:
 def panels_of(material: Material) -> tuple[Panel, ...]:
     """Pictures of a table: before, then after the projection of up to eight runs, best first."""
     sample = sample_rows(material)
+    if not len(sample.query) or not len(sample.gallery):
+        return ()
     bare = SharedView(material.query), SharedView(material.gallery)
     query, gallery = bare[0].rows(sample.query), bare[1].rows(sample.gallery)
     names = [cache.manifest.space_name for cache in (material.query, material.gallery)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,14 @@ class Material:
     runs: tuple[Shown, ...]
     notes: tuple[str, ...]
 
+    def kept_queries(self, rows: Ints) -> Ints:
+        """Those of some query rows that every run has: a projected cache may have lost some."""
+        return _kept(self.query, [run.query for run in self.runs], rows)
+
+    def kept_items(self, rows: Ints) -> Ints:
+        """Those of some gallery rows that every run has."""
+        return _kept(self.gallery, [run.gallery for run in self.runs], rows)
+
 
 def material_of(table: Table, places: Places) -> Material | str:
     """What there is to draw of a retrieval table, or why there is nothing."""
@@ -78,6 +86,9 @@ def material_of(table: Table, places: Places) -> Material | str:
             runs.append(shown)
     if gone:
         notes.append(f"connectors or caches that are not below the folders given: {', '.join(gone)}")
+    lost = _lost(query, [run.query for run in runs]) + _lost(gallery, [run.gallery for run in runs])
+    if lost:
+        notes.append(f"{lost:,} row{'s' if lost != 1 else ''} that projected caches have lost")
     rows: list[Ints] = [np.arange(len(query)), np.arange(len(gallery))]
     if relevance is not None and not subject.get("distractors", True):
         rows = [np.flatnonzero(one.counts()) for one in (relevance, relevance.transposed())]
@@ -85,11 +96,19 @@ def material_of(table: Table, places: Places) -> Material | str:
 
 
 def rows_in(view: SharedView, raw: Cache, rows: Ints) -> Ints:
-    """Rows of a view that are those of the raw cache: joined by key where the view's cache is a projected one."""
-    if view.cache is raw:
-        return rows
-    found = np.asarray(view.cache.index_of(raw.keys(rows)), np.int64)
-    return found[found >= 0]
+    """For each row of the raw cache that of a view, -1 where a projected cache has lost it; joined by key."""
+    return rows if view.cache is raw else view.cache.index_of(raw.keys(rows))
+
+
+def _kept(raw: Cache, views: Sequence[SharedView], rows: Ints) -> Ints:
+    for view in views:
+        rows = rows[rows_in(view, raw, rows) >= 0]
+    return rows
+
+
+def _lost(raw: Cache, views: Sequence[SharedView]) -> int:
+    """Rows that projected caches lack: of the one that lacks most."""
+    return max((len(raw) - len(view.cache) for view in views), default=0)
 
 
 def _raw(side: Mapping[str, Any]) -> str:
