@@ -335,7 +335,8 @@ def compare(
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders with result files below them, or such files.")],
     output: Annotated[
-        Path | None, typer.Option("--output", help="The page; report.html in the first folder. A CSV stands beside it.")
+        Path | None,
+        typer.Option("--output", help="The page (.html); report.html in the first folder. A CSV stands beside it."),
     ] = None,
     material: Annotated[
         list[Path] | None, typer.Option("--material", help="More folders with caches and connectors; may repeat.")

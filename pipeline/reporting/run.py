@@ -20,6 +20,7 @@ from .reading import LeftOut, collect
 from .values import Group, grouped
 
 Folder = str | Path
+SUFFIXES = (".html", ".htm")  # of a page
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def report(
         Folders with result files of ``cmcr evaluate``, ``cmcr evaluate recipe`` and ``cmcr compare`` below them, or
         such files. Caches and connectors among them are passed over, but for a connector's ``eval.json``.
     output : path, optional
-        The page; ``report.html`` in the first folder, if not said. The CSV stands beside it.
+        The page, ``.html`` or ``.htm``; ``report.html`` in the first folder, if not said. The CSV stands beside it.
     material : path or sequence of paths
         More folders in which caches, connectors and files of pairs are looked for.
     examples : int
@@ -105,14 +106,13 @@ def report(
     Raises
     ------
     CmcrError
-        A folder does not exist, or no result file could be read.
+        A folder does not exist, no result file could be read, or ``output`` is not named like a page.
     """
     folders, more = _paths(results), _paths(material)
     if not folders:
         raise CmcrError("No folder of results is named.", todo="cmcr report DIR")
     place = Path(output) if output is not None else _default(folders[0])
-    if place.is_dir():
-        raise CmcrError("The output is a folder, not a file.", where=str(place), todo="--output report.html")
+    _check_page(place)
     for folder in more:
         if not folder.is_dir():
             raise CmcrError("There is no such folder.", where=str(folder), todo="check --material")
@@ -147,6 +147,14 @@ def _paths(given: Folder | Sequence[Folder]) -> list[Path]:
 
 def _default(first: Path) -> Path:
     return (first if first.is_dir() else first.parent) / "report.html"
+
+
+def _check_page(place: Path) -> None:
+    if place.is_dir():
+        raise CmcrError("The output is a folder, not a file.", where=str(place), todo="--output report.html")
+    if place.suffix.lower() not in SUFFIXES:  # .csv is the name of its own figures, .json that of a result
+        todo = f"--output {place.with_suffix('.html').name}; its figures are written beside it as CSV"
+        raise CmcrError("The page is HTML and is named so.", where=str(place), todo=todo)
 
 
 def picture(group: Group, places: Places, examples: int) -> Pictures:

@@ -190,6 +190,21 @@ def test_an_empty_folder_is_a_clear_error(tmp_path: Path) -> None:
         cmcr.report(tmp_path, material=tmp_path / "gone")
 
 
+@pytest.mark.parametrize("name", ["figures.csv", "one.json", "page", "page.pdf"])
+def test_a_page_that_is_named_like_no_page_is_refused_before_anything_is_written(results: Any, name: str) -> None:
+    before = {path: path.read_bytes() for path in results.folder.rglob("*") if path.is_file()}
+    with pytest.raises(CmcrError, match=r"The page is HTML") as caught:
+        cmcr.report(results.folder, output=results.folder / name)
+    assert name in str(caught.value)
+    assert f"--output {Path(name).stem}.html" in str(caught.value)
+    assert {path: path.read_bytes() for path in results.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_may_end_in_htm_or_capitals(results: Any, tmp_path: Path) -> None:
+    for name in ("a.htm", "b.HTML"):
+        assert cmcr.report(results.folder, output=tmp_path / name, pictures=False).page.read_bytes()[:9] == b"<!doctype"
+
+
 def browser() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
