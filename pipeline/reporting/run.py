@@ -106,13 +106,16 @@ def report(
     Raises
     ------
     CmcrError
-        A folder does not exist, no result file could be read, or ``output`` is not named like a page.
+        A folder does not exist, no result file could be read, ``output`` is not named like a page, or ``examples`` is
+        negative.
     """
     folders, more = _paths(results), _paths(material)
     if not folders:
         raise CmcrError("No folder of results is named.", todo="cmcr report DIR")
     place = Path(output) if output is not None else _default(folders[0])
     _check_page(place)
+    if examples < 0:
+        raise CmcrError(f"A page does not show {examples} queries.", todo="--examples 0 for none")
     for folder in more:
         if not folder.is_dir():
             raise CmcrError("There is no such folder.", where=str(folder), todo="check --material")

@@ -205,6 +205,14 @@ def test_a_page_may_end_in_htm_or_capitals(results: Any, tmp_path: Path) -> None
         assert cmcr.report(results.folder, output=tmp_path / name, pictures=False).page.read_bytes()[:9] == b"<!doctype"
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_a_negative_number_of_examples_is_a_clear_error(results: Any, pictures: bool) -> None:
+    with pytest.raises(CmcrError, match="-1 queries") as caught:
+        cmcr.report(results.folder, material=results.world, examples=-1, pictures=pictures)
+    assert "--examples" in str(caught.value)
+    assert not (results.folder / "report.html").exists()
+
+
 def browser() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
