@@ -20,6 +20,7 @@ from pathlib import Path
 from . import fsio
 from .errors import CacheError
 from .lease_files import FOLDER, Claim, Holder, claim_files, machine, read_claims
+from .variables import seconds_of
 
 SECONDS = 60.0
 SECONDS_VARIABLE = "CMCR_LEASE_SECONDS"
@@ -32,17 +33,10 @@ def expiry() -> float:
 
     Raises
     ------
-    CacheError
+    RecipeError
         The variable is no positive number.
     """
-    text = os.environ.get(SECONDS_VARIABLE, "")
-    try:
-        seconds = float(text) if text else SECONDS
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise CacheError(f"{SECONDS_VARIABLE} is {text!r}, no number of seconds.", todo="unset it, or give 60")
-    return seconds
+    return seconds_of(SECONDS_VARIABLE, SECONDS)
 
 
 class Leases:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..cache.errors import RecipeError
+from ..cache.variables import seconds_of
 
 GRACE_SECONDS = 20.0
 GRACE_VARIABLE = "CMCR_GRACE_SECONDS"
@@ -44,15 +43,13 @@ def grace() -> float:
     """Seconds between the first signal and leaving at once: ``CMCR_GRACE_SECONDS``, else 20.
 
     Schedulers kill 30 seconds after SIGTERM as they come.
+
+    Raises
+    ------
+    RecipeError
+        The variable is no number of seconds.
     """
-    text = os.environ.get(GRACE_VARIABLE, "")
-    try:
-        seconds = float(text) if text else GRACE_SECONDS
-    except ValueError:
-        seconds = -1.0
-    if not 0.0 <= seconds < float("inf"):
-        raise RecipeError(f"{GRACE_VARIABLE} is {text!r}, no number of seconds", todo="unset it, or give 20")
-    return seconds
+    return seconds_of(GRACE_VARIABLE, GRACE_SECONDS, zero=True)
 
 
 def signal_name(number: int) -> str:

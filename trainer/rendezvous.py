@@ -22,12 +22,13 @@ import torch.distributed as dist
 
 from ..cache.errors import CmcrError, FitError, PeerError
 from ..cache.fsio import host_name
+from ..cache.variables import seconds_of
 from .ranks import ALONE, Ranks, SeveralRanks
 
 COLLECTIVE_SECONDS = 600.0  # of silence in a collective; what may take longer waits at the store
+COLLECTIVE_VARIABLE = "CMCR_COLLECTIVE_SECONDS"
 _LONGEST_NAP = 0.2
 _FAREWELL_SECONDS = 60.0
-_ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 _current: list[Ranks] = []
 
 
@@ -94,16 +95,19 @@ class StoreBoard:
         name = self._next("first")
         if leads:
             value = work()
-            self._store.set(name, json.dumps(value))
+            with _loss_is_told():
+                self._store.set(name, json.dumps(value))
             return value
         self._wait(name, float("inf"))
-        return json.loads(self._store.get(name))
+        with _loss_is_told():
+            return json.loads(self._store.get(name))
 
     def meet(self, seconds: float = float("inf")) -> None:
         """Wait until every process has come here."""
         name = self._next("meet")
-        if self._store.add(name, 1) == self._size:
-            self._store.set(f"{name}/all", "")
+        with _loss_is_told():
+            if self._store.add(name, 1) == self._size:
+                self._store.set(f"{name}/all", "")
         self._wait(f"{name}/all", seconds)
 
     def claim_failure(self) -> bool:
@@ -131,7 +135,7 @@ class StoreBoard:
             The store is gone, and so is the process or the launcher that held it; or time is up.
         """
         nap, end = 1e-3, time.monotonic() + seconds
-        try:
+        with _loss_is_told():
             while not self._store.check([name]):
                 if self._store.check(["failed"]):
                     raise PeerError("another process of this fit failed")
@@ -139,12 +143,19 @@ class StoreBoard:
                     raise FitError(f"not every process of this fit came within {seconds:.0f} seconds")
                 time.sleep(nap)
                 nap = min(2 * nap, _LONGEST_NAP)
-        except RuntimeError as error:
-            raise FitError(
-                "the process or launcher that joins this fit's processes is gone",
-                where=str(error).splitlines()[0],
-                todo="run the same command again: it goes on from the last checkpoint",
-            ) from error
+
+
+@contextmanager
+def _loss_is_told() -> Iterator[None]:
+    """Within the context a store that does not answer is a FitError: whatever holds it is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise FitError(
+            "the process or launcher that joins this fit's processes is gone",
+            where=str(error).splitlines()[0],
+            todo="run the same command again: it goes on from the last checkpoint",
+        ) from error
 
 
 @contextmanager
@@ -210,7 +221,7 @@ def _join(place: Place) -> StoreBoard:
 
     if dist.is_initialized():
         raise FitError("torch.distributed is initialised already; cmcr makes the process group of a fit itself")
-    limit = timedelta(seconds=float(os.environ.get("CMCR_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS)))
+    limit = timedelta(seconds=seconds_of(COLLECTIVE_VARIABLE, COLLECTIVE_SECONDS))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and place.local_rank < gpus:
         torch.cuda.set_device(place.local_rank)

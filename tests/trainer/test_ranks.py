@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cmcr.cache.errors import FitError, PeerError
+from cmcr.cache.errors import FitError, PeerError, RecipeError
 from cmcr.trainer import loop
 from cmcr.trainer.batches import Batches
 from cmcr.trainer.ranks import ALONE, SeveralRanks
-from cmcr.trainer.rendezvous import StoreBoard, refuse_several
+from cmcr.trainer.rendezvous import StoreBoard, joined, refuse_several
 from cmcr.trainer.settings import FitSettings
+from torch.distributed import TCPStore
 
 
 class Silent:
@@ -84,6 +87,52 @@ def test_a_failure_ends_the_wait_and_is_claimed_once() -> None:
     assert not other.claim_failure()
     with pytest.raises(PeerError):
         other.first(False, lambda: None)
+
+
+def test_a_lost_store_is_told_by_whatever_word_comes_next() -> None:
+    limit = timedelta(seconds=5)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    client = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False, timeout=limit)
+    board = StoreBoard(client, 2)
+    assert board.first(True, lambda: [1]) == [1]
+    with pytest.raises(RuntimeError, match="of the work itself"):
+        board.first(True, fails)
+    del server
+    with suppress(RuntimeError):  # the first word after the loss may still go out
+        client.set("x", "")
+    words: dict[str, Callable[[], Any]] = {
+        "set": lambda: board.first(True, lambda: 1),
+        "wait": lambda: board.first(False, lambda: 1),
+        "add": board.meet,
+    }
+    for name, word in words.items():
+        with pytest.raises(FitError, match="joins this fit's processes is gone") as caught:
+            word()
+        assert "last checkpoint" in str(caught.value), name
+    assert board.claim_failure(), "nobody would say why"
+
+
+def fails() -> None:
+    raise RuntimeError("of the work itself")
+
+
+def test_a_store_lost_between_a_word_and_its_reading_is_told() -> None:
+    class Forgetful(Store):
+        def get(self, *name: Any) -> Any:
+            raise RuntimeError("Broken pipe")
+
+    with pytest.raises(FitError, match="joins this fit's processes is gone"):
+        StoreBoard(Forgetful({"first/1": ""}), 2).first(False, lambda: 1)
+
+
+@pytest.mark.parametrize("text", ["10m", "0", "-1", "nan", "inf", "1e300"])
+def test_a_limit_of_collectives_that_is_no_number_of_seconds_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCR_COLLECTIVE_SECONDS", text)
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    with pytest.raises(RecipeError, match="no number of seconds"), joined(place):
+        pass
 
 
 def test_an_objective_that_does_not_share_its_batches_is_refused() -> None:
