@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from ...cache.errors import RecipeError
@@ -92,6 +93,25 @@ class JobOptions:
     def record(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "extra": dict(self.extra), "setup": list(self.setup)}
+
+    @classmethod
+    def asked(cls, options: Mapping[str, Any], before: JobOptions | None = None) -> JobOptions:
+        """Options by name; what is not among them is as ``before``, or as it comes.
+
+        Raises
+        ------
+        RecipeError
+            One of them is unknown.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                raise RecipeError(
+                    f"a submission has no option {name!r}",
+                    todo=f"did you mean {near[0]}?" if near else f"it has: {', '.join(names)}",
+                )
+        return replace(before or cls(), **options)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> JobOptions:

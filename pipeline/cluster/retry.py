@@ -36,6 +36,8 @@ def retry(path: str | Path, *, dry_run: bool = False, **options: Any) -> Submiss
     ------
     CacheError
         There is no cache, or no submission is recorded.
+    RecipeError
+        No such option.
     CmcrError
         Tasks of an earlier submission still run or wait, or the command is not right any more.
     """
@@ -54,7 +56,7 @@ def retry(path: str | Path, *, dry_run: bool = False, **options: Any) -> Submiss
             where=str(path),
             todo=f"wait for them (cmcr status {path}), or end them: {end_command(newest.cluster, newest.jobs)}",
         )
-    asked = JobOptions.of({**newest.options.record(), **options})
+    asked = JobOptions.asked(options, newest.options)
     words = list(newest.words)
     if words[0] == "encode" and now.lost and "--retry-failed" not in words:
         words.append("--retry-failed")

@@ -119,7 +119,7 @@ def submit(command: str | Sequence[str], *, dry_run: bool = False, **options: An
         The command itself is not right, or the scheduler refuses it.
     """
     words = command_words(command)
-    asked = JobOptions(**options)
+    asked = JobOptions.asked(options)
     _check_fit(words, asked)
     if not dry_run:
         scheduler.check_installed(asked)

@@ -17,6 +17,7 @@ from cmcr.cache.verify import repair
 from cmcr.cli import app
 from cmcr.pipeline.cluster.foresee import command_words
 from cmcr.pipeline.cluster.options import JobOptions, parse_extra
+from cmcr.pipeline.cluster.record import Submitted, write
 from cmcr.pipeline.cluster.retry import retry
 from cmcr.pipeline.cluster.status import status
 from cmcr.pipeline.cluster.submit import Submission, submit
@@ -295,3 +296,25 @@ def test_a_retry_without_a_recorded_submission_says_what_to_do(source: Path, tmp
         retry(tmp_path / "one")
     result = run("status", str(tmp_path / "nothing"))
     assert (result.exit_code, "There is no cache here" in result.output) == (1, True)
+
+
+def recorded(source: Path, cache: Path, **options: Any) -> Path:
+    """A cache of two lost items, as an array left it that was submitted with these options."""
+    source.write_text("".join(f"!nan {i}\n" if i % ROWS == 3 else f"caption {i}\n" for i in range(2 * ROWS)))
+    words = command(source, cache, "PlainTable")
+    encode(source, cache, modality="text", encoder=f"{ENCODERS}:PlainTable", shard_size=ROWS)
+    write(cache, Submitted(tuple(words), str(cache.parent), JobOptions(**options), ("1_0",), "logs"))
+    return cache
+
+
+def test_a_retry_takes_other_options_and_refuses_unknown_ones(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cache = recorded(source, tmp_path / "cache", tasks=2, partition="cpu", memory="4G")
+    again = retry(cache, dry_run=True, partition="gpu")
+    assert (again.options.tasks, again.options.partition, again.options.memory) == (2, "gpu", "4G")
+    for call in (lambda **options: retry(cache, **options), lambda **options: submit(again.words, **options)):
+        with pytest.raises(RecipeError, match="no option 'partion'") as error:
+            call(dry_run=True, partion="gpu")
+        assert error.value.todo == "did you mean partition?"
