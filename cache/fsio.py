@@ -74,6 +74,18 @@ def is_abandoned(name: str) -> bool:
     return start != 0 and process_start(pid) not in (0, start)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """The temporary name for ``path``: no sweep of this process takes it during the block, and after it it is gone."""
+    temporary = temporary_name(path)
+    _in_flight.add(temporary.name)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _in_flight.discard(temporary.name)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, durably."""
     if not path.is_dir():
@@ -147,19 +159,15 @@ def write_atomic(path: Path, data: bytes, check: Callable[[Path], None] | None =
     CacheError
         The file cannot be written, or reads back differently.
     """
-    temporary = temporary_name(path)
-    _in_flight.add(temporary.name)
     try:
-        _write_and_sync(temporary, data, check)
-        step("replace", path)
-        temporary.replace(path)
-        if durable:
-            sync_folder(path.parent)
+        with writing(path) as temporary:
+            _write_and_sync(temporary, data, check)
+            step("replace", path)
+            temporary.replace(path)
+            if durable:
+                sync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        _in_flight.discard(temporary.name)
 
 
 def create_atomic(
@@ -175,21 +183,17 @@ def create_atomic(
     bool
         Whether the file holds ``data`` now: created here, or there already with this very content.
     """
-    temporary = temporary_name(path)
-    _in_flight.add(temporary.name)
     try:
-        _write_and_sync(temporary, data, check)
-        step("link", path)
-        if not _link_new(temporary, path):
-            return file_crc32(path) == (len(data), zlib.crc32(data))
-        if durable:
-            sync_folder(path.parent)
-        return True
+        with writing(path) as temporary:
+            _write_and_sync(temporary, data, check)
+            step("link", path)
+            if not _link_new(temporary, path):
+                return file_crc32(path) == (len(data), zlib.crc32(data))
+            if durable:
+                sync_folder(path.parent)
+            return True
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        _in_flight.discard(temporary.name)
 
 
 def _link_new(temporary: Path, path: Path) -> bool:

@@ -14,6 +14,7 @@ import stat as stat_module
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote
 
 from . import fsio
+from .errors import CacheError
+from .sizes import parse_size
 from .urls import open_filesystem, plain_error
 
 FOLDER_VARIABLE = "CMCR_REMOTE_CACHE"
@@ -70,6 +73,7 @@ class RemotePath:
         base, mark, query = url.partition("?") if url.startswith(_HTTP) else (url, "", "")
         place = cls(base.rstrip("/") if base.count("/") > 2 else base, mark + query)
         place.filesystem  # noqa: B018 a missing library is said at once
+        byte_limit()  # and a wrong limit
         return place
 
     def __str__(self) -> str:
@@ -206,19 +210,20 @@ class RemotePath:
         named = hashlib.blake2b(f"{self.base}\n{version_of(self.info)}".encode(), digest_size=16).hexdigest()
         local = spool_folder() / f"{named}{PurePosixPath(self.name).suffix}"
         size = self.info.get("size")
-        if local.exists():
+        with suppress(FileNotFoundError):  # not there yet, or another process has just made room
             os.utime(local)
             return local
         local.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(PermissionError):  # what another user left
+            fsio.sweep(local.parent)
         self.download(local, None if size is None else int(size))
         make_room(local)
         return local
 
     def download(self, target: Path, size: int | None, check: Callable[[Path], bool] | None = None) -> None:
         """Fetch the file as ``target``: complete, of ``size`` bytes and passing ``check``, or not at all."""
-        plain = fsio.temporary_name(target)
-        temporary = plain.with_name(f"{plain.name}.{threading.get_ident()}")
-        try:
+        # Threads of one process may fetch the same file.
+        with fsio.writing(target.with_name(f"{target.name}.{threading.get_ident()}")) as temporary:
             for left in reversed(range(TRIES)):
                 self._ask(lambda: self.filesystem.get_file(self._path, str(temporary)))
                 found = temporary.stat().st_size
@@ -227,8 +232,6 @@ class RemotePath:
                 if left == 0:
                     raise _not_whole(self, found, size)
             temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 Place = Path | RemotePath
@@ -249,16 +252,38 @@ def version_of(info: dict[str, Any]) -> str:
     return " ".join(f"{name}={told[name]}" for name in sorted(told))
 
 
+def byte_limit() -> int:
+    """Bytes that all copies together may have: ``CMCR_REMOTE_CACHE_BYTES``, else 64 GB.
+
+    Raises
+    ------
+    CacheError
+        The variable is no size.
+    """
+    text = os.environ.get(BYTES_VARIABLE, "")
+    try:
+        return parse_size(text) if text else LIMIT
+    except ValueError as error:
+        raise CacheError(f"{BYTES_VARIABLE} is {text!r}, no size.", todo="unset it, or give 64GB") from error
+
+
 def make_room(keep: Path) -> None:
-    """Remove the copies that were not used for longest where all together are more than ``CMCR_REMOTE_CACHE_BYTES``."""
-    limit = float(os.environ.get(BYTES_VARIABLE) or LIMIT)
+    """Remove the copies that were not used for longest where all together are more than :func:`byte_limit`.
+
+    What is still being fetched is neither counted nor removed.
+    """
+    limit = byte_limit()
+    files = []
     with os.scandir(keep.parent) as entries:
-        files = [(entry.stat(), Path(entry.path)) for entry in entries if entry.is_file()]
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process has just made room
+                if entry.is_file() and not entry.name.startswith("."):
+                    files.append((entry.stat(), Path(entry.path)))
     total = sum(info.st_size for info, _ in files)
     for info, path in sorted(files, key=lambda file: file[0].st_mtime):
         if total <= limit:
             return
-        if path != keep and not path.name.startswith("."):
+        if path != keep:
             path.unlink(missing_ok=True)  # who has it open keeps reading it
             total -= info.st_size
 

@@ -97,8 +97,9 @@ def refresh(origin: RemotePath) -> Path:
     """
     named = hashlib.blake2b(origin.base.encode(), digest_size=12).hexdigest()
     mirror = spool_folder() / "caches" / f"{named}-{origin.name}"
-    for folder in ("shards", "errors"):
-        (mirror / folder).mkdir(parents=True, exist_ok=True)
+    for folder in (mirror, mirror / "shards", mirror / "errors"):
+        folder.mkdir(parents=True, exist_ok=True)
+        fsio.sweep(folder)
     before = _read_versions(mirror)
     listed = _listed(origin)
     now = {manifests.MANIFEST_NAME: ""} if listed is None else listed

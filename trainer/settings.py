@@ -10,25 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..cache.sizes import parse_size
+
 # Settings of a fit that are places on a machine; with the memory budget, those that decide no vector.
 PLACES = frozenset({"output", "completions"})
 DECIDES_NOTHING = PLACES | {"memory_budget"}
 Precision = Literal["fp32", "bf16"]
 Search = Literal["exact", "auto", "topk", "ivf", "hnsw"]
 HeadKind = Literal["mlp", "half", "linear", "identity"]
-_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*$", re.IGNORECASE)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes meant by ``"1GB"``, ``"512 MB"`` or a plain number; decimal units."""
-    if isinstance(text, int):
-        return text
-    found = _SIZE.match(text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a size; write for example 512MB or 2GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def _temperature(value: object) -> float | Literal["auto"]:

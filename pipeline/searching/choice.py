@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...cache.errors import CmcrError
-from ...trainer.settings import parse_size
+from ...cache.sizes import parse_size
 
 Kind = Literal["hnsw", "ivf"]
 CHOICES = ("auto", "kept", "exact", "hnsw", "ivf")

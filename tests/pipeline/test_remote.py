@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,6 +21,7 @@ from urllib.parse import unquote
 import fsspec
 import numpy as np
 import pytest
+from cmcr.cache import fsio
 from cmcr.cache.errors import CacheError, CmcrError, CorpusError, MissingExtraError
 from cmcr.cache.reader import Cache, open_cache
 from cmcr.cache.remote import RemotePath
@@ -194,6 +200,125 @@ def test_old_copies_make_room_for_new_ones(tmp_path: Path, web: Server, monkeypa
         (tmp_path / "data" / f"{name}.txt").write_text("x" * 1000 + "\n")
         everything(f"{web.url}/{name}.txt", "text")
     assert sum(path.stat().st_size for path in (tmp_path / "spool").iterdir()) == 2002
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.suffix for path in folder.iterdir())
+
+
+def test_a_copy_stays_when_another_worker_renames_its_own_away(
+    tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "a.txt").write_text("one\n")
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "other.tar").write_bytes(b"x")
+    place = RemotePath.parse(f"{web.url}/a.txt")
+    listing = os.scandir
+
+    def listed_before(folder: Path) -> Any:
+        found = list(listing(folder))
+        (tmp_path / "spool" / "other.tar").unlink(missing_ok=True)
+        return contextlib.nullcontext(found)
+
+    monkeypatch.setattr("cmcr.cache.remote.os.scandir", listed_before)
+    assert place.fetch().read_text() == "one\n"
+
+
+def test_a_copy_that_was_removed_to_make_room_is_fetched_again(
+    tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "a.txt").write_text("one\n")
+    place = RemotePath.parse(f"{web.url}/a.txt")
+    local = place.fetch()
+    touch = os.utime
+
+    def removed_just_before(path: Path) -> None:
+        monkeypatch.setattr("cmcr.cache.remote.os.utime", touch)
+        path.unlink()
+        touch(path)
+
+    monkeypatch.setattr("cmcr.cache.remote.os.utime", removed_just_before)
+    assert place.fetch() == local
+    assert local.read_text() == "one\n"
+
+
+@pytest.mark.parametrize("text", ["64 hours", "-1", "nan", "lots"])
+def test_a_limit_that_is_no_size_is_refused_before_anything_is_fetched(
+    tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "data" / "a.txt").write_text("one\n")
+    monkeypatch.setenv("CMCR_REMOTE_CACHE_BYTES", text)
+    with pytest.raises(CacheError, match=f"CMCR_REMOTE_CACHE_BYTES is '{text}'") as caught:
+        open_corpus([f"{web.url}/a.txt"], "text")
+    assert "64GB" in str(caught.value)
+    assert web.handler.asked == []
+
+
+def test_a_limit_may_have_a_unit(tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMCR_REMOTE_CACHE_BYTES", "2.5KB")
+    for name in "abcd":
+        (tmp_path / "data" / f"{name}.txt").write_text("x" * 1000 + "\n")
+        everything(f"{web.url}/{name}.txt", "text")
+    assert names(tmp_path / "spool") == [".txt", ".txt"]
+
+
+KILLED = """
+import os, signal, sys
+from cmcr.cache.remote import RemotePath
+
+def killed(path, local):
+    with open(local, "wb") as half:
+        half.write(bytes(5000))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place = RemotePath.parse(sys.argv[1])
+place.filesystem.get_file = killed
+place.fetch()
+"""
+
+
+def test_what_a_killed_worker_fetched_of_a_file_goes_and_costs_no_copy(
+    tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCR_REMOTE_CACHE_BYTES", "2500")
+    for name in "abc":
+        (tmp_path / "data" / f"{name}.txt").write_text("x" * 1000 + "\n")
+    RemotePath.parse(f"{web.url}/a.txt").fetch()
+    done = subprocess.run([sys.executable, "-c", KILLED, f"{web.url}/b.txt"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (path for path in (tmp_path / "spool").iterdir() if path.name.startswith("."))
+    foreign = left.with_name(left.name.replace(fsio.host_name(), "elsewhere"))  # may be alive: it is left alone
+    foreign.write_bytes(left.read_bytes())
+    RemotePath.parse(f"{web.url}/c.txt").fetch()
+    assert not left.exists()
+    assert foreign.exists()
+    assert [path.suffix for path in (tmp_path / "spool").iterdir() if path != foreign] == [".txt", ".txt"]
+
+
+def test_what_a_killed_worker_fetched_of_a_cache_goes(tmp_path: Path, web: Server, finished: Path) -> None:
+    mirror = open_cache(f"{web.url}/cache").path
+    left = [mirror / folder / f".x.tmp-{fsio.host_name()}-{2**22 + 1}-1" for folder in ("shards", "errors")]
+    for file in left:
+        file.write_bytes(b"half")
+    open_cache(f"{web.url}/cache")
+    assert not any(file.exists() for file in left)
+
+
+def test_a_download_under_way_is_not_swept_by_its_own_process(
+    tmp_path: Path, web: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "a.txt").write_text("one\n")
+    monkeypatch.setattr(fsio, "process_start", lambda pid: 0)  # as on systems without /proc
+    place = RemotePath.parse(f"{web.url}/a.txt")
+    fetch = place.filesystem.get_file
+
+    def swept(path: str, local: str) -> None:
+        fetch(path, local)
+        assert fsio.is_temporary(Path(local).name)
+        assert fsio.sweep(tmp_path / "spool") == []
+
+    monkeypatch.setattr(place.filesystem, "get_file", swept)
+    assert place.fetch().read_text() == "one\n"
 
 
 def settings(encoder: str, modality: str = "text") -> dict[str, Any]:

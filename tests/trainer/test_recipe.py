@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cmcr.cache.errors import RecipeError
 from cmcr.trainer.recipe import Recipe, load_recipe, make_recipe
-from cmcr.trainer.settings import FitSettings, parse_size
+from cmcr.trainer.settings import FitSettings
 
 TEN_LINES = """
 [space.clap]
@@ -130,13 +130,6 @@ def test_a_method_in_a_file_is_found_beside_the_recipe(tmp_path: Path) -> None:
     made = make_recipe({"space": space, "fit": {"method": "mine/my.py:MyMethod"}}, base=tmp_path)
     assert made.method == f"{tmp_path}/mine/my.py:MyMethod"
     assert 'method = "../mine/my.py:MyMethod"' in made.resolved(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("1GB", 10**9), ("512 MB", 512 * 10**6), ("2.5k", 2500), ("77", 77), ("1GiB", 10**9), (5, 5)]
-)
-def test_sizes_are_read_in_decimal_units(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
 
 
 def test_noise_is_a_variance_or_a_norm() -> None:
