@@ -88,6 +88,14 @@ def local_devices(devices: str | Sequence[str], progress: Progress) -> list[str]
     return found
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that torch can use here, each as it stands in CUDA_VISIBLE_DEVICES: a number, or an id of CUDA's."""
+    count = _gpus()
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(count)) if inherited is None else inherited.split(",")
+    return [name.strip() for name in names][:count]
+
+
 def _gpus() -> int:
     import torch
 

@@ -75,6 +75,11 @@ def command_words(command: str | Sequence[str]) -> list[str]:
     return words
 
 
+def is_split_by_number(words: Sequence[str]) -> bool:
+    """Whether each task does the shards of its number; :func:`command_words` lets no other ``--worker`` pass."""
+    return "--worker" in words or "--worker=auto" in words
+
+
 _REFUSED = {
     "--dry-run": ("it belongs before the two dashes", "cmcr submit --dry-run --tasks N -- ..."),
     "--overwrite": (
@@ -101,7 +106,7 @@ def foresee(words: Sequence[str], tasks: int = 1) -> Foreseen:
     else:
         cpu = ["--device", "cpu"]
     asked = [*words[:end], "--dry-run", "--json", *cpu, *words[end:]]
-    if "--worker" in words or "--worker=auto" in words:
+    if is_split_by_number(words):
         environment |= {"RANK": "0", "WORLD_SIZE": str(tasks)}
     done = subprocess.run(
         [sys.executable, "-m", "cmcr", *asked], capture_output=True, text=True, env=environment, check=False

@@ -12,6 +12,7 @@ from ...cache.errors import RecipeError
 
 TIME = "4:00:00"
 WARNING_SECONDS = 90  # before the time limit a task is asked to leave
+SLURM_ONLY = ("cpus", "memory", "partition", "account", "throttle", "extra")
 _TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})$")
 
 
@@ -24,7 +25,8 @@ class JobOptions:
     tasks : int
         Tasks of the job array; each runs the same command.
     cluster : {"slurm", "local"}
-        ``local`` starts the tasks as processes of this machine.
+        ``local`` starts the tasks as processes of this machine, all of them at once; it has no use for
+        :data:`SLURM_ONLY`.
     gpus, cpus : int
         GPUs and cores of one task; 0 leaves cores to the scheduler.
     memory : str
@@ -89,6 +91,15 @@ class JobOptions:
     def warning_seconds(self) -> int:
         """How long before the time limit a task is asked to leave: 90 seconds, of short limits a third."""
         return min(WARNING_SECONDS, self.minutes * 20)
+
+    def slurm_only(self) -> list[str]:
+        """Names of the options that are given and mean nothing to processes of this machine."""
+        return [name for name in SLURM_ONLY if getattr(self, name)]
+
+    def for_local(self) -> JobOptions:
+        """The same for processes of this machine."""
+        plain = JobOptions()
+        return replace(self, cluster="local", **{name: getattr(plain, name) for name in SLURM_ONLY})
 
     def record(self) -> dict[str, Any]:
         """Plain values."""

@@ -14,7 +14,7 @@ from .options import JobOptions
 from .record import read
 from .scheduler import check_installed
 from .status import status
-from .submit import Submission, launch
+from .submit import Submission, check, launch
 
 
 def retry(path: str | Path, *, dry_run: bool = False, **options: Any) -> Submission:
@@ -37,7 +37,7 @@ def retry(path: str | Path, *, dry_run: bool = False, **options: Any) -> Submiss
     CacheError
         There is no cache, or no submission is recorded.
     RecipeError
-        No such option.
+        No such option, or one that does not fit the cluster.
     CmcrError
         Tasks of an earlier submission still run or wait, or the command is not right any more.
     """
@@ -56,14 +56,19 @@ def retry(path: str | Path, *, dry_run: bool = False, **options: Any) -> Submiss
             where=str(path),
             todo=f"wait for them (cmcr status {path}), or end them: {end_command(newest.cluster, newest.jobs)}",
         )
-    asked = JobOptions.asked(options, newest.options)
+    before, notes = newest.options, []
+    if options.get("cluster", before.cluster) == "local" and (unused := before.slurm_only()):
+        notes.append(f"left out, as processes of this machine have no use for it: {', '.join(unused)}")
+        before = before.for_local()
+    asked = JobOptions.asked(options, before)
     words = list(newest.words)
     if words[0] == "encode" and now.lost and "--retry-failed" not in words:
         words.append("--retry-failed")
+    check(words, asked)
     if not dry_run:
         check_installed(asked)
     with _within(Path(newest.cwd)):
-        return launch(words, asked, foresee(words, asked.tasks), dry_run=dry_run)
+        return launch(words, asked, foresee(words, asked.tasks), dry_run=dry_run, notes=notes)
 
 
 def end_command(cluster: str, jobs: tuple[str, ...]) -> str:

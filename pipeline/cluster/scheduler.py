@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import fsio
-from ...cache.errors import CmcrError, MissingExtraError
+from ...cache.errors import CmcrError, DeviceError, MissingExtraError
 from ...cache.lease_files import machine
+from .devices import visible_gpus
 from .options import JobOptions
 from .record import Submitted
 from .task import Task
@@ -124,19 +125,38 @@ def _advice(options: JobOptions) -> str:
     return f"change what was asked for ({asked}); sinfo lists partitions, --dry-run prints the script"
 
 
+def gpus_of_tasks(options: JobOptions) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES says in each task on this machine: no GPU stands twice.
+
+    Raises
+    ------
+    DeviceError
+        There are not so many.
+    """
+    each, wanted = options.gpus, options.tasks * options.gpus
+    here = visible_gpus() if wanted else []
+    if len(here) < wanted:
+        fewer = len(here) // each
+        raise DeviceError(
+            f"{options.tasks} x {each} GPUs are asked for, and this machine has {len(here)} that torch can use",
+            where="--cluster local",
+            todo=f"--tasks {fewer}" if fewer else "leave --gpus out: the tasks then work on the CPU",
+        )
+    return [",".join(here[number * each : (number + 1) * each]) for number in range(options.tasks)]
+
+
 def _start_local(task: Task, options: JobOptions, folder: Path) -> tuple[list[str], list[int]]:
     submitit = _submitit()
     executor = submitit.LocalExecutor(folder, max_num_timeout=TURNS)
+    executor.update_parameters(
+        timeout_min=task.minutes or FOR_EVER, signal_delay_s=options.warning_seconds, setup=list(options.setup)
+    )
+    visible = gpus_of_tasks(options)
     jobs = []
     with _detached():
-        for number in range(options.tasks):
-            executor.update_parameters(
-                timeout_min=task.minutes or FOR_EVER,
-                signal_delay_s=options.warning_seconds,
-                gpus_per_node=options.gpus,
-                visible_gpus=list(range(number * options.gpus, (number + 1) * options.gpus)),
-                setup=list(options.setup),
-            )
+        for gpus in visible:
+            # submitit counts GPUs from 0, whatever this process is allowed to see
+            executor.python = shlex.join(["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={gpus}", sys.executable])
             jobs.append(executor.submit(task))
     STARTED.update((str(job.job_id), job) for job in jobs)
     return [str(job.job_id) for job in jobs], [fsio.process_start(int(job.job_id)) for job in jobs]

@@ -14,7 +14,7 @@ from typing import Any
 from ...cache import fsio, housekeeping
 from ...cache.errors import CmcrError, RecipeError
 from . import record, scheduler
-from .foresee import Foreseen, command_words, foresee
+from .foresee import Foreseen, command_words, foresee, is_split_by_number
 from .options import JobOptions
 from .queue import queue_of
 from .record import Submitted
@@ -115,25 +115,31 @@ def submit(command: str | Sequence[str], *, dry_run: bool = False, **options: An
         No such command, or options that do not fit it.
     MissingExtraError
         submitit is not installed.
+    DeviceError
+        ``cluster="local"`` and more GPUs than this machine has.
     CmcrError
         The command itself is not right, or the scheduler refuses it.
     """
     words = command_words(command)
     asked = JobOptions.asked(options)
-    _check_fit(words, asked)
+    check(words, asked)
     if not dry_run:
         scheduler.check_installed(asked)
     return launch(words, asked, foresee(words, asked.tasks), dry_run=dry_run)
 
 
-def launch(words: Sequence[str], asked: JobOptions, seen: Foreseen, *, dry_run: bool = False) -> Submission:
+def launch(
+    words: Sequence[str], asked: JobOptions, seen: Foreseen, *, dry_run: bool = False, notes: Sequence[str] = ()
+) -> Submission:
     """Submit a command of which everything is known to be right; nothing where there is nothing to do."""
-    options, notes = asked, list[str]()
+    options, notes = asked, list(notes)
     if seen.shards < asked.tasks:
         options = replace(asked, tasks=max(1, seen.shards))
         notes.append(f"{asked.tasks} tasks for {seen.shards} shards: {options.tasks} submitted" if seen.shards else "")
     if words[0] != "fit":
         housekeeping.refuse_foreign_folder(seen.output)
+    if options.cluster == "local" and seen.shards:
+        scheduler.gpus_of_tasks(options)
     folder = _folder(words, seen.output)
     script = ""
     if options.cluster == "slurm":
@@ -177,12 +183,31 @@ def _made_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _check_fit(words: Sequence[str], options: JobOptions) -> None:
-    """A fit is one task."""
+def check(words: Sequence[str], options: JobOptions) -> None:
+    """Hold the options against the command and the cluster.
+
+    Raises
+    ------
+    RecipeError
+    """
     if words[0] == "fit" and (options.tasks > 1 or options.gpus > 1):
         what = f"{options.tasks} tasks" if options.tasks > 1 else f"{options.gpus} GPUs of one task"
         raise RecipeError(
             f"a fit is one process, and {what} would not share it",
             where="cmcr submit -- fit",
             todo="--tasks 1, with --gpus 1 at most; several processes train together under torchrun (docs/cluster.md)",
+        )
+    if options.cluster != "local":
+        return
+    if unused := options.slurm_only():
+        raise RecipeError(
+            f"processes of this machine have no use for {', '.join(f'--{name}' for name in unused)}",
+            where="--cluster local",
+            todo="leave it out; all tasks run at once, so --tasks says how many",
+        )
+    if is_split_by_number(words):
+        raise RecipeError(
+            "processes of this machine have no number for --worker auto",
+            where="--cluster local",
+            todo="leave --worker out: tasks share the shards by leases",
         )

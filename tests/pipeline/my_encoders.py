@@ -113,6 +113,16 @@ class DoomedTable(TextTable):
         os.kill(os.getpid(), int(os.environ["CMCR_TEST_SIGNAL"]))
 
 
+class VisibleTable(TextTable):
+    """Writes the GPUs that a task may see to the file in CMCR_TEST_SEEN; a dry run does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if "SUBMITIT_LOCAL_JOB_ID" in os.environ:
+            with Path(os.environ["CMCR_TEST_SEEN"]).open("a") as seen:
+                seen.write(f"{os.environ['CUDA_VISIBLE_DEVICES']}\n")
+
+
 class Pixels:
     """Images to their 8 x 8 thumbnail, 192-d."""
 

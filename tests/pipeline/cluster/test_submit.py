@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cmcr.cache.errors import CmcrError, MissingExtraError, RecipeError
+from cmcr.cache.errors import CmcrError, DeviceError, MissingExtraError, RecipeError
 from cmcr.cache.lease_files import read_claims
 from cmcr.cache.verify import repair
 from cmcr.cli import app
+from cmcr.pipeline.cluster import devices
 from cmcr.pipeline.cluster.foresee import command_words
 from cmcr.pipeline.cluster.options import JobOptions, parse_extra
 from cmcr.pipeline.cluster.record import Submitted, write
@@ -318,3 +319,69 @@ def test_a_retry_takes_other_options_and_refuses_unknown_ones(
         with pytest.raises(RecipeError, match="no option 'partion'") as error:
             call(dry_run=True, partion="gpu")
         assert error.value.todo == "did you mean partition?"
+
+
+@pytest.mark.parametrize(
+    ("inherited", "gpus", "seen"),
+    [(None, 2, ["0,1", "2,3"]), ("5,GPU-1a2b", 1, ["5", "GPU-1a2b"]), ("5,3", 0, ["", ""])],
+)
+def test_local_tasks_share_out_the_gpus_that_this_process_may_see(
+    inherited: str | None, gpus: int, seen: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_gpus", lambda: 4 if inherited is None else 2)
+    monkeypatch.setenv("CMCR_TEST_SEEN", str(tmp_path / "seen"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if inherited is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+    made = submit(command(source, tmp_path / "cache", "VisibleTable"), cluster="local", tasks=2, gpus=gpus)
+    assert made.wait(60)
+    assert status(tmp_path / "cache").state == "finished", made.logs
+    assert sorted((tmp_path / "seen").read_text().split("\n")[:-1]) == seen
+
+
+@pytest.mark.parametrize(("here", "todo"), [(2, "--tasks 2"), (0, "leave --gpus out")])
+def test_local_tasks_for_which_there_are_no_gpus_are_refused(
+    here: int, todo: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_gpus", lambda: here)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for dry_run in (True, False):
+        with pytest.raises(DeviceError, match=f"4 x 1 GPUs are asked for, and this machine has {here}") as error:
+            submit(command(source, tmp_path / "cache", "PlainTable"), cluster="local", tasks=4, gpus=1, dry_run=dry_run)
+        assert error.value.todo is not None
+        assert error.value.todo.startswith(todo)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--throttle", "2", "--memory", "4G"], "have no use for --memory, --throttle"),
+        (["--cpus", "2"], "have no use for --cpus"),
+        (["--partition", "gpu"], "have no use for --partition"),
+        (["--account", "lab"], "have no use for --account"),
+        (["--extra", "exclusive"], "have no use for --extra"),
+    ],
+)
+def test_what_only_slurm_knows_is_refused_for_local_tasks(
+    words: list[str], said: str, source: Path, tmp_path: Path
+) -> None:
+    result = run("submit", "--cluster", "local", *words, "--", *command(source, tmp_path / "cache"))
+    assert (result.exit_code, said in result.output) == (1, True), result.output
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("words", [["--worker", "auto"], ["--worker=auto"]])
+def test_local_tasks_are_not_split_by_number(words: list[str], source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="have no number for --worker auto"):
+        submit([*command(source, tmp_path / "cache"), *words], cluster="local", tasks=2, dry_run=True)
+    assert submit(["encode", *command(source, tmp_path / "cache", "PlainTable")[1:], *words], dry_run=True).script
+
+
+def test_a_retry_on_this_machine_leaves_out_what_only_slurm_knows_and_says_so(source: Path, tmp_path: Path) -> None:
+    cache = recorded(source, tmp_path / "cache", tasks=2, partition="cpu", throttle=1, time="30")
+    again = retry(cache, dry_run=True, cluster="local")
+    assert again.options.record() == JobOptions(tasks=2, cluster="local", time="30").record()
+    assert again.notes == ("left out, as processes of this machine have no use for it: partition, throttle",)
+    with pytest.raises(RecipeError, match="have no use for --partition"):
+        retry(cache, dry_run=True, cluster="local", partition="gpu")
