@@ -30,7 +30,10 @@ FOLDER_VARIABLE = "CMCR_REMOTE_CACHE"
 BYTES_VARIABLE = "CMCR_REMOTE_CACHE_BYTES"
 LIMIT = 64 * 10**9
 TRIES = 3
-_VERSION_FIELDS = ("size", "etag", "md5", "digest", "modified", "mtime", "created", "updated", "generation")
+_VERSION_FIELDS = (
+    *("size", "etag", "md5", "digest", "sha", "blob_id"),
+    *("modif", "mtime", "created", "updated", "generation"),
+)
 _HTTP = ("http", "https")
 T = TypeVar("T")
 

@@ -88,8 +88,8 @@ def mirrored_name(name: str, crc32: str | None) -> str:
 def refresh(origin: RemotePath) -> Path:
     """Bring the mirror of a remote cache up to date: manifest, plan and markers; returns its folder.
 
-    Only records whose version on the server is another are fetched. Servers that do not list folders are asked for
-    each record that the plan foresees.
+    Where the server lists folders with versions, only records of other versions are fetched, else all of them; without
+    listings it is asked for each record that the plan foresees.
 
     Raises
     ------
@@ -129,8 +129,14 @@ def _is_record(name: str) -> bool:
     return name == manifests.MANIFEST_NAME or manifests.is_plan(name)
 
 
+def _tells(version: str) -> bool:
+    """Whether a version changes with the record; a size alone does not, since another checksum is no longer."""
+    return not all("size=" in part.lower() for part in version.split())
+
+
 def _fetch_records(origin: RemotePath, mirror: Path, now: dict[str, str], before: dict[str, str]) -> None:
-    stale = [n for n, version in now.items() if not version or before.get(n) != version or not (mirror / n).exists()]
+    fresh = {n for n, version in now.items() if _tells(version) and before.get(n) == version and (mirror / n).exists()}
+    stale = [n for n in now if n not in fresh]
     with ThreadPoolExecutor(REQUESTS) as pool:
         for name, data in zip(stale, pool.map(lambda name: (origin / name).read_bytes(), stale), strict=True):
             fsio.write_atomic(mirror / name, data, durable=False)

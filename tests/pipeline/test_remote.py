@@ -24,7 +24,7 @@ import pytest
 from cmcr.cache import fsio
 from cmcr.cache.errors import CacheError, CmcrError, CorpusError, MissingExtraError
 from cmcr.cache.reader import Cache, open_cache
-from cmcr.cache.remote import RemotePath
+from cmcr.cache.remote import RemotePath, version_of
 from cmcr.cache.remote_cache import RemoteCache
 from cmcr.cache.urls import as_url, local_path
 from cmcr.pipeline.corpora import open_corpus
@@ -264,7 +264,7 @@ def test_a_limit_may_have_a_unit(tmp_path: Path, web: Server, monkeypatch: pytes
 
 KILLED = """
 import os, signal, sys
-from cmcr.cache.remote import RemotePath
+from cmcr.cache.remote import RemotePath, version_of
 
 def killed(path, local):
     with open(local, "wb") as half:
@@ -476,6 +476,17 @@ def test_a_remote_cache_that_was_retried_is_read_anew(tmp_path: Path, web: Serve
     assert len(list((after.path / "shards").glob("*.h5"))) == len(after.shards)
 
 
+def test_a_cache_made_anew_is_noticed_where_listings_say_sizes_alone(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmcr.cache.remote.version_of", lambda info: f"size={info['size']}")
+    upload(finished, "memory://bucket/cache")
+    same(open_cache("memory://bucket/cache"), Cache(finished))
+    shutil.rmtree(finished)
+    upload(grown(tmp_path / "other" / "t.txt", finished, "Caption", "!zero"), "memory://bucket/cache")
+    same(open_cache("memory://bucket/cache"), Cache(finished))
+
+
 @pytest.mark.parametrize("kind", ["http", "http without listings"])
 def test_a_cache_made_anew_at_the_same_url_is_read_anew(
     tmp_path: Path, web: Server, finished: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -519,6 +530,43 @@ def test_a_shard_that_does_not_arrive_whole_is_no_rows(tmp_path: Path, web: Serv
     assert [path.name[:8] for path in (far.path / "shards").glob("*.h5")] == ["00000.g0"]
     with pytest.raises(CacheError, match=r"The cache cannot be read: No such file or directory"):
         open_cache(f"{web.url}/nothing")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("ETag", ('"a1"', '"b2"')),  # s3
+        ("mtime", (1.0, 2.0)),  # sftp
+        ("blob_id", ("a1", "b2")),  # hf
+        ("sha", ("a1", "b2")),  # github
+        ("modify", ("20261129101112", "20261129101113")),  # ftp
+        ("modificationTime", (1, 2)),  # webhdfs
+    ],
+)
+def test_another_file_of_the_same_size_is_another_version(field: str, values: tuple[Any, Any]) -> None:
+    versions = {version_of({"name": "x", "size": 7, "type": "file", field: value}) for value in values}
+    assert len(versions) == 2
+
+
+def test_only_records_of_other_versions_are_fetched_where_the_server_says_versions(
+    tmp_path: Path, web: Server, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    read = RemotePath.read_bytes
+    monkeypatch.setattr(RemotePath, "read_bytes", lambda self: (asked.append(self.name), read(self))[1])
+    upload(finished, "memory://bucket/cache")
+    open_cache("memory://bucket/cache")
+    records = ["00000.json", "00001.json", "00002.json", "00003.json", "cache.json", "plan-00000.json"]
+    assert sorted(asked) == [*records, "plan-00001.json"]
+    asked.clear()
+    marker = "bucket/cache/shards/00002.json"
+    fsspec.filesystem("memory").pipe_file(marker, (finished / "shards" / "00002.json").read_bytes())
+    open_cache("memory://bucket/cache")
+    assert asked == ["00002.json"]
+    open_cache(f"{web.url}/cache")
+    asked.clear()
+    open_cache(f"{web.url}/cache")  # its listings say names alone
+    assert sorted(asked) == [*records, "plan-00001.json"]
 
 
 def test_the_query_of_an_address_is_sent_and_never_shown(tmp_path: Path, web: Server) -> None:
