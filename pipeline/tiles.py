@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from functools import lru_cache
 from itertools import pairwise
@@ -192,3 +194,10 @@ def item_tile(modality: str, path: Path | None, text: str | None, size: int) -> 
         return cloud_tile(decode_points(data, path.name), size)
     except (CmcrError, OSError):
         return words_tile(f"{kind} cannot be read", size, muted=True)
+
+
+def tile_uri(modality: str, path: Path | None, size: int) -> str:
+    """The picture of an item's file as a ``data:`` URI, for pages."""
+    data = io.BytesIO()
+    item_tile(modality, path, None, size).save(data, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...cache.errors import CmcrError
 from ..decoders import decode_audio, to_mono
-from ..tiles import item_tile
+from ..tiles import tile_uri
 
 TILE = 176
 SECONDS, RATE = 10, 24000  # of a sound on the page
@@ -18,9 +18,7 @@ SECONDS, RATE = 10, 24000  # of a sound on the page
 @lru_cache(maxsize=1024)
 def picture_uri(modality: str, path: Path) -> str:
     """A picture of an item's file as a data URI; of a sound its envelope."""
-    data = io.BytesIO()
-    item_tile(modality, path, None, TILE).save(data, format="JPEG", quality=84)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return tile_uri(modality, path, TILE)
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...cache.errors import CmcrError
 from ...cache.fsio import write_atomic
-from ..report import data_uri
-from ..tiles import item_tile
+from ..report import data_uri, page
+from ..tiles import tile_uri
 
 if TYPE_CHECKING:
     from ..queries import Query
@@ -108,12 +107,6 @@ def html_page(result: SearchResult, path: str | Path, *, limit: int = 40) -> Pat
 
 def render(result: SearchResult, limit: int = 40) -> str:
     """The page as one string."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parents[1] / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     shown = list(zip(result.queries, result.hits, strict=True))[:limit]
     blocks = [
         {
@@ -136,9 +129,8 @@ def render(result: SearchResult, limit: int = 40) -> str:
         "notes": result.notes,
         "left_out": len(result.queries) - len(shown),
     }
-    return environment.get_template("search.html").render(
-        about=about, blocks=blocks, words=result.modality == "text", sounds=result.modality == "audio"
-    )
+    words, sounds = result.modality == "text", result.modality == "audio"
+    return page("search.html", about=about, blocks=blocks, words=words, sounds=sounds)
 
 
 def _label(query: Query) -> str:
@@ -151,15 +143,9 @@ def _item(modality: str, path: Path | None, text: str | None, label: str) -> dic
     return {
         "label": label,
         "words": words,
-        "picture": "" if words else _picture(modality, path),
+        "picture": "" if words else tile_uri(modality, path, TILE),
         "sound": _sound(path) if modality == "audio" and path is not None else "",
     }
-
-
-def _picture(modality: str, path: Path | None) -> str:
-    data = io.BytesIO()
-    item_tile(modality, path, None, TILE).save(data, format="JPEG", quality=86)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
 def _sound(path: Path) -> str:
