@@ -148,18 +148,28 @@ def gpus_of_tasks(options: JobOptions) -> list[str]:
 def _start_local(task: Task, options: JobOptions, folder: Path) -> tuple[list[str], list[int]]:
     submitit = _submitit()
     executor = submitit.LocalExecutor(folder, max_num_timeout=TURNS)
-    executor.update_parameters(
-        timeout_min=task.minutes or FOR_EVER, signal_delay_s=options.warning_seconds, setup=list(options.setup)
-    )
+    executor.update_parameters(timeout_min=task.minutes or FOR_EVER, signal_delay_s=options.warning_seconds)
     visible = gpus_of_tasks(options)
     jobs = []
     with _detached():
         for gpus in visible:
-            # submitit counts GPUs from 0, whatever this process is allowed to see
-            executor.python = shlex.join(["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={gpus}", sys.executable])
+            executor.python = shlex.join(_local_python(options, gpus))
             jobs.append(executor.submit(task))
     STARTED.update((str(job.job_id), job) for job in jobs)
     return [str(job.job_id) for job in jobs], [fsio.process_start(int(job.job_id)) for job in jobs]
+
+
+def _local_python(options: JobOptions, gpus: str) -> list[str]:
+    """What starts Python in a local task, in the place of what submitit would do itself.
+
+    submitit counts GPUs from 0, whatever this process may see; and it wraps its own process in the shell of ``setup``,
+    which then is the one that a signal to the task ends. Here the shell becomes the task.
+    """
+    python = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={gpus}", sys.executable]
+    if not options.setup:
+        return python
+    shell = shutil.which("bash") or "/bin/sh"  # bash runs the script of a job array
+    return [shell, "-c", " && ".join([*options.setup, 'exec "$@"']), shell, *python]
 
 
 STARTED: dict[str, Any] = {}  # local tasks of this process: they are its children, and it collects them

@@ -385,3 +385,18 @@ def test_a_retry_on_this_machine_leaves_out_what_only_slurm_knows_and_says_so(so
     assert again.notes == ("left out, as processes of this machine have no use for it: partition, throttle",)
     with pytest.raises(RecipeError, match="have no use for --partition"):
         retry(cache, dry_run=True, cluster="local", partition="gpu")
+
+
+def test_the_end_of_a_local_task_with_a_setup_is_that_of_its_work(
+    source: Path, tmp_path: Path, paced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMCR_TEST_PACE", "0.3")
+    seen = tmp_path / "seen by the task"
+    made = submitted(source, tmp_path / "cache", tasks=1, setup=["true", f"export CMCR_TEST_SEEN='{seen}'"])
+    (worker,) = workers(tmp_path / "cache", 1)
+    assert seen.exists(), "the lines of the setup were not run"
+    os.kill(int(made.jobs[0]), signal.SIGTERM)  # as cmcr says that one ends it
+    assert made.wait(30)
+    assert status(tmp_path / "cache").state == "stopped", "the task went on without its shell"
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
