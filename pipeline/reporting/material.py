@@ -137,7 +137,9 @@ def _shown(entry: Entry, places: Places) -> Shown | None:
     views = []
     for side in ("query", "gallery"):
         record = entry.subject[side]
-        cache = places.cache(str(record["content"])) or places.cache(_raw(record))
+        cache = places.cache(str(record["content"]))
+        if cache is None and connector is not None:  # which does on the fly what made the projected one
+            cache = places.cache(_raw(record))
         if cache is None:
             return None
         try:

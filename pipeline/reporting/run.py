@@ -162,6 +162,14 @@ def _check_page(place: Path) -> None:
 
 def picture(group: Group, places: Places, examples: int) -> Pictures:
     """Gap and neighbours of a group of retrieval tables, by its queries; and what cannot be drawn."""
+    try:
+        return _picture(group, places, examples)
+    except CmcrError as error:  # a damaged shard, say: the figures need none
+        said = f"No pictures: {error.what}"
+        return Pictures(missing=(f"{said} ({error.where})" if error.where else said,))
+
+
+def _picture(group: Group, places: Places, examples: int) -> Pictures:
     table = next((table for table in group.tables if table.first.part == "there"), group.tables[0])
     found = material_of(table, places)
     if not isinstance(found, Material):

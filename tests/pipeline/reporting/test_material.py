@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,21 @@ def test_a_report_over_caches_that_lost_rows_is_written(lossy: Path) -> None:
     made = cmcr.report(lossy / "results", output=lossy / "p.html", material=lossy)
     assert "5 rows" in "".join(made.notes)
     assert made.page.read_text(encoding="utf-8").count("after: lossy<") == 1
+
+
+def test_a_cache_that_cannot_be_read_costs_the_pictures_alone(lossy: Path) -> None:
+    next((lossy / "pictures-shared" / "shards").glob("*.h5")).unlink()
+    made = cmcr.report(lossy / "results", output=lossy / "p.html", material=lossy)
+    assert made.ok
+    assert any("No pictures: The file cannot be read" in note for note in made.notes)
+    assert "lossy" in made.csv.read_text(encoding="utf-8")
+
+
+def test_raw_caches_do_not_stand_for_projected_ones_without_a_connector(lossy: Path) -> None:
+    evaluate(
+        query=lossy / "sounds-shared", gallery=lossy / "pictures-shared", output=lossy / "results" / "lossy.json"
+    )  # fmt: skip
+    for name in LOST:
+        shutil.rmtree(lossy / f"{name}-shared")
+    made = cmcr.report(lossy / "results", output=lossy / "p.html", material=lossy)
+    assert any("caches that are not below the folders given: lossy" in note for note in made.notes)
