@@ -47,6 +47,8 @@ def contact_sheet(result: SearchResult, path: str | Path, *, columns: int = 5, l
         raise CmcrError("A contact sheet has at least one column and one query.", todo="give positive numbers")
     if not path.parent.is_dir():
         raise CmcrError("The folder of the contact sheet does not exist.", where=str(path.parent), todo="make it first")
+    if path.suffix.lower() != ".png":  # another name is most likely that of another file
+        raise CmcrError("The contact sheet is a PNG and is named so.", where=str(path), todo=f"--sheet {path.stem}.png")
     sheet = draw_sheet(result, columns=columns, limit=limit)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     sheet.save(partial, format="PNG", optimize=True)

@@ -101,6 +101,8 @@ def html_page(result: SearchResult, path: str | Path, *, limit: int = 40) -> Pat
     path = Path(path)
     if not path.parent.is_dir():
         raise CmcrError("The folder of the page does not exist.", where=str(path.parent), todo="make it first")
+    if path.suffix.lower() not in (".html", ".htm"):  # another name is most likely that of another file
+        raise CmcrError("The page is HTML and is named so.", where=str(path), todo=f"--page {path.stem}.html")
     write_atomic(path, render(result, limit).encode("utf-8"))
     return path
 

@@ -53,3 +53,16 @@ def test_a_long_sound_is_linked_and_a_missing_one_left_out(tmp_path: Path, monke
     assert "1 more queries" in outputs.render(result("text"), limit=1)
     with pytest.raises(CmcrError, match="folder of the page"):
         outputs.html_page(result(), tmp_path / "no" / "page.html")
+
+
+def test_a_page_or_a_sheet_named_like_another_file_is_refused_and_the_file_left(tmp_path: Path) -> None:
+    kept = tmp_path / "vectors.npy"
+    kept.write_bytes(b"precious")
+    for given, named in (
+        ({"sheet": None, "page": kept}, "vectors.html"),
+        ({"sheet": kept, "page": None}, "vectors.png"),
+    ):
+        with pytest.raises(CmcrError, match="is named so") as error:
+            outputs.write_pictures(result(), **given)
+        assert named in str(error.value)
+        assert kept.read_bytes() == b"precious"
