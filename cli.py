@@ -945,11 +945,11 @@ def _submitted(made: Any, wait: bool, json: bool) -> None:
     from .pipeline.cluster import lines
 
     awaited = wait and bool(made.jobs)
-    if not (json and awaited and made.words[0] != "fit"):  # else the status is the one JSON document
-        _show(lines.submission_lines(made), made.to_json(), json)
-    if not awaited:
-        return
     try:
+        if not (json and awaited and made.words[0] != "fit"):  # else the status is the one JSON document
+            _show(lines.submission_lines(made), made.to_json(), json)
+        if not awaited:
+            return
         made.wait()
     except KeyboardInterrupt:
         _say(lines.waiting_line(made))

@@ -176,12 +176,29 @@ STARTED: dict[str, Any] = {}  # local tasks of this process: they are its childr
 atexit.register(STARTED.clear)  # submitit's jobs cannot be deleted later than this
 
 
+INTERRUPT = {signal.SIGINT}
+
+
+@contextlib.contextmanager
+def held_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C does not break what is done in here, as tasks that run and are not on record would be; it is noted."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # another one gets no signals
+        yield heard
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def _detached() -> Iterator[None]:
     """Processes started in here do not hear Ctrl-C, as tasks elsewhere would not, and hold no pipe of ours open."""
     with contextlib.ExitStack() as undo:
-        if threading.current_thread() is threading.main_thread():
-            undo.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+        # What is blocked stays so in what is started here; it is not lost, as what is ignored would be.
+        undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT))
         nothing = os.open(os.devnull, os.O_RDWR)
         undo.callback(os.close, nothing)
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):

@@ -47,6 +47,8 @@ class Submission:
         Folder of the tasks' logs.
     notes : tuple of str
         Remarks for the reader.
+    interrupted : bool
+        Ctrl-C came while the tasks were started, which it did not break off: waiting for them raises KeyboardInterrupt.
     """
 
     words: tuple[str, ...]
@@ -59,6 +61,7 @@ class Submission:
     logs: str = ""
     notes: tuple[str, ...] = ()
     submitted: Submitted | None = field(default=None, repr=False)
+    interrupted: bool = False
 
     @property
     def command(self) -> str:
@@ -67,6 +70,8 @@ class Submission:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until no task runs or is queued; False when ``seconds`` passed before that."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         end = None if seconds is None else time.monotonic() + seconds
         while self.submitted is not None:
             scheduler.collect()
@@ -150,11 +155,12 @@ def launch(
     if dry_run or seen.shards == 0:
         return made
     minutes = options.minutes if options.cluster == "slurm" or asked.time != JobOptions.time else 0
-    with _made_folder(folder):
-        submitted = scheduler.start(Task(words, str(seen.output), minutes), options, folder)
-    if words[0] != "fit":
-        record.write(seen.output, submitted)
-    return replace(made, jobs=submitted.jobs, logs=submitted.folder, submitted=submitted)
+    with scheduler.held_interrupts() as heard:
+        with _made_folder(folder):
+            submitted = scheduler.start(Task(words, str(seen.output), minutes), options, folder)
+        if words[0] != "fit":
+            record.write(seen.output, submitted)
+    return replace(made, jobs=submitted.jobs, logs=submitted.folder, submitted=submitted, interrupted=bool(heard))
 
 
 def _folder(words: Sequence[str], output: Path) -> Path:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cmcr.cli import app
 from cmcr.pipeline.cluster import devices
 from cmcr.pipeline.cluster.foresee import command_words
 from cmcr.pipeline.cluster.options import JobOptions, parse_extra
-from cmcr.pipeline.cluster.record import Submitted, write
+from cmcr.pipeline.cluster.record import Submitted, read, write
 from cmcr.pipeline.cluster.retry import retry
 from cmcr.pipeline.cluster.status import status
 from cmcr.pipeline.cluster.submit import Submission, submit
@@ -261,6 +262,29 @@ def test_ctrl_c_ends_the_waiting_and_neither_the_tasks_nor_a_pipe_that_is_read(
     while status(cache).state != "finished":
         assert time.monotonic() < wait_for, status(cache)
         time.sleep(0.1)
+
+
+def test_ctrl_c_while_tasks_are_started_loses_neither_itself_nor_their_record(
+    source: Path, tmp_path: Path, paced: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    cache, real = tmp_path / "cache", submitit.LocalExecutor.submit
+
+    def interrupted(self: Any, task: Any) -> Any:
+        job = real(self, task)
+        os.kill(os.getpid(), signal.SIGINT)
+        return job
+
+    monkeypatch.setattr(submitit.LocalExecutor, "submit", interrupted)
+    made = submit(command(source, cache), cluster="local")
+    assert made.interrupted
+    with pytest.raises(KeyboardInterrupt):
+        made.wait()
+    assert [one.jobs for one in read(cache)] == [made.jobs]
+    assert replace(made, interrupted=False).wait(60)
+    assert status(cache).state == "finished"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_task_that_gets_nowhere_within_its_time_is_not_queued_for_ever(
